@@ -1,0 +1,1 @@
+//! kubectl's verbs for machines without kubectl.

@@ -1,0 +1,1 @@
+//! Running keelson: server, agent, join, up, down, status.

@@ -1,0 +1,1 @@
+//! Informers, queues, executor, leader election.

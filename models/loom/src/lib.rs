@@ -1,0 +1,1 @@
+//! Loom checks of the store's concurrency.

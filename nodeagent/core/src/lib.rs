@@ -1,0 +1,1 @@
+//! Pod worker, probes, status, rulesets, pure.

@@ -1,0 +1,1 @@
+//! Service proxy: applies rulesets to nftables.

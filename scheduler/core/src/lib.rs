@@ -1,0 +1,1 @@
+//! Scheduling framework and plugins, pure.

@@ -1,0 +1,1 @@
+//! Pure semantics of the etcd v3 store.

@@ -1,0 +1,1 @@
+//! openraft adaptor: type config, log storage and state machine over seams, no RocksDB, no gRPC.

@@ -1,0 +1,1 @@
+//! The store's shell: openraft, RocksDB, gRPC, HTTP.

@@ -1,0 +1,1 @@
+//! Hand-written concurrency of the store, checked by loom.

@@ -1,0 +1,1 @@
+//! The store at the wire.
