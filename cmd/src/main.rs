@@ -1,1 +1,3 @@
+//! The keelson binary: parses the first word and runs that part.
+
 fn main() {}

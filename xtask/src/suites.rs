@@ -1,0 +1,58 @@
+//! `cargo xtask test`: every suite that can run unattended, in the order in which a failure is cheapest to read.
+
+use std::process::Command;
+
+use crate::shell::{Failure, cargo, step, target_directory};
+use crate::{models, setup};
+
+const SUITES: &[&str] = &["tidy", "unit", "loom", "etcd", "kubernetes"];
+
+/// The packages whose tests start real processes; they run one after another, after the others.
+const END_TO_END: &[&str] = &["keelson-etcd-tests", "keelson-kubernetes-tests"];
+
+pub fn test(arguments: &[String]) -> Result<(), Failure> {
+    let only = match arguments {
+        [] => None,
+        [flag, suite] if flag == "--only" => Some(suite.as_str()),
+        _ => return Err(Failure(format!("usage: cargo xtask test [--only {}]", SUITES.join("|")))),
+    };
+    if let Some(suite) = only.filter(|suite| !SUITES.contains(suite)) {
+        return Err(Failure(format!("no suite {suite:?}; there are {}", SUITES.join(", "))));
+    }
+    setup::for_nodes()?;
+    for suite in SUITES.iter().filter(|suite| only.is_none_or(|only| only == **suite)) {
+        match *suite {
+            "tidy" => tidy(&[])?,
+            "unit" => unit()?,
+            "loom" => models::loom(&[])?,
+            "etcd" => end_to_end("keelson-etcd-tests")?,
+            _ => end_to_end("keelson-kubernetes-tests")?,
+        }
+    }
+    println!("every suite passed");
+    Ok(())
+}
+
+/// Unit tests, property tests, models and simulation of the whole workspace.
+fn unit() -> Result<(), Failure> {
+    let mut command = cargo(&["test", "--workspace"]);
+    for package in END_TO_END {
+        command.args(["--exclude", package]);
+    }
+    step("unit, property, model and simulation tests", &mut command)
+}
+
+/// One package of tests against the binary, whose path it finds in KEELSON_BIN.
+fn end_to_end(package: &str) -> Result<(), Failure> {
+    step("build", &mut cargo(&["build", "--workspace"]))?;
+    let mut command = cargo(&["test", "--package", package, "--", "--test-threads=1", "--nocapture"]);
+    command.env("KEELSON_BIN", target_directory().join("debug/keelson"));
+    step(package, &mut command)
+}
+
+pub fn tidy(_: &[String]) -> Result<(), Failure> {
+    let format: &mut Command = &mut cargo(&["fmt", "--all", "--check"]);
+    step("format", format)?;
+    setup::for_build()?;
+    step("house rules", &mut cargo(&["test", "--quiet", "--package", "keelson-tidy"]))
+}
