@@ -11,5 +11,8 @@ pub fn bench(arguments: &[String]) -> Result<(), Failure> {
     )?;
     let mut command = std::process::Command::new(target_directory().join("release/keelson-bench"));
     command.env("KEELSON_BIN", target_directory().join("release/keelson")).args(arguments);
+    if let Some(folder) = setup::etcd_binaries() {
+        command.env("ETCD", folder.join("etcd"));
+    }
     step("bench", &mut command)
 }

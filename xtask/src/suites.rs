@@ -47,6 +47,12 @@ fn end_to_end(package: &str) -> Result<(), Failure> {
     step("build", &mut cargo(&["build", "--workspace"]))?;
     let mut command = cargo(&["test", "--package", package, "--", "--test-threads=1", "--nocapture"]);
     command.env("KEELSON_BIN", target_directory().join("debug/keelson"));
+    if let Some(folder) = setup::etcd_binaries() {
+        command
+            .env("ETCD", folder.join("etcd"))
+            .env("ETCDCTL", folder.join("etcdctl"))
+            .env("ETCDUTL", folder.join("etcdutl"));
+    }
     step(package, &mut command)
 }
 
