@@ -1,1 +1,3 @@
 //! Pod worker, probes, status, rulesets, pure.
+
+pub mod proxy;
