@@ -78,7 +78,13 @@ impl Cluster {
     }
 
     /// Waits for a condition on an object that kubectl gets.
-    pub fn wait(&self, what: &str, deadline: Duration, words: &[&str], holds: impl Fn(&Value) -> bool) -> Value {
+    pub fn wait(
+        &self,
+        what: &str,
+        deadline: Duration,
+        words: &[&str],
+        holds: impl Fn(&Value) -> bool,
+    ) -> Value {
         let mut all = vec!["get"];
         all.extend(words);
         all.extend(["-o", "json"]);
@@ -98,7 +104,13 @@ impl Cluster {
     /// Names of the running, ready pods of a label.
     pub fn ready_pods(&self, label: &str) -> Vec<(String, String)> {
         let pods = self.get(&["pods", "-l", label]);
-        pods["items"].as_array().into_iter().flatten().filter(|pod| is_ready(pod)).map(name_and_node).collect()
+        pods["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|pod| is_ready(pod))
+            .map(name_and_node)
+            .collect()
     }
 
     /// What the cluster says of itself.
@@ -111,8 +123,12 @@ impl Cluster {
     /// kill -9 of one of a node's processes: `server`, `agent` or `containerd`.
     pub fn kill(&self, node: &str, part: &str) {
         let path = self.folder.path().join(node).join(format!("{part}.pid"));
-        let pid = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        assert!(Command::new("kill").args(["-9", pid.trim()]).status().is_ok_and(|status| status.success()), "kill {part} of {node}");
+        let pid =
+            std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(
+            Command::new("kill").args(["-9", pid.trim()]).status().is_ok_and(|status| status.success()),
+            "kill {part} of {node}"
+        );
     }
 
     /// The ends of every log, for a failure's message.
@@ -146,7 +162,8 @@ pub fn is_ready(pod: &Value) -> bool {
 
 /// The status of a condition of an object.
 pub fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a str> {
-    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)?["status"].as_str()
+    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)?["status"]
+        .as_str()
 }
 
 fn name_and_node(pod: &Value) -> (String, String) {

@@ -39,7 +39,9 @@ fn three_node_cluster() {
         ("node_kill_moves_pods_and_node_returns", node_kill_moves_pods_and_node_returns),
     ];
     let only = std::env::var("KEELSON_SCENARIO").ok();
-    for (name, scenario) in scenarios.iter().filter(|(name, _)| only.as_deref().is_none_or(|only| name.contains(only))) {
+    for (name, scenario) in
+        scenarios.iter().filter(|(name, _)| only.as_deref().is_none_or(|only| name.contains(only)))
+    {
         let started = Instant::now();
         println!("---- {name}");
         scenario(&cluster);
@@ -53,7 +55,9 @@ fn nodes_and_demo_are_ready(cluster: &Cluster) {
         let nodes = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
         nodes.len() == 3 && nodes.iter().all(|node| condition(node, "Ready") == Some("True"))
     });
-    cluster.wait("the demo available", SOON, &["deployment", "demo"], |demo| demo["status"]["availableReplicas"] == 3);
+    cluster.wait("the demo available", SOON, &["deployment", "demo"], |demo| {
+        demo["status"]["availableReplicas"] == 3
+    });
     let pods = cluster.ready_pods("app=demo");
     assert_eq!(pods.len(), 3, "{pods:?}");
 }
@@ -86,17 +90,34 @@ fn kubectl_reads(cluster: &Cluster) {
 }
 
 fn kubectl_writes(cluster: &Cluster) {
-    let applied = cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {colour: green}\n");
+    let applied =
+        cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {colour: green}\n");
     assert!(applied.contains("configmap/settings created"), "{applied}");
-    let applied = cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {colour: blue}\n");
+    let applied =
+        cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {colour: blue}\n");
     assert!(applied.contains("configured"), "{applied}");
     assert_eq!(cluster.get(&["configmap", "settings"])["data"]["colour"], "blue");
-    let unchanged = cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {colour: blue}\n");
+    let unchanged =
+        cluster.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {colour: blue}\n");
     assert!(unchanged.contains("unchanged"), "{unchanged}");
     cluster.kubectl(&["label", "configmap", "settings", "tier=test"]);
     cluster.kubectl(&["annotate", "configmap", "settings", "note=kept"]);
-    cluster.kubectl(&["patch", "configmap", "settings", "--type=json", "-p", r#"[{"op":"add","path":"/data/size","value":"L"}]"#]);
-    cluster.kubectl(&["patch", "configmap", "settings", "--type=merge", "-p", r#"{"data":{"shape":"round"}}"#]);
+    cluster.kubectl(&[
+        "patch",
+        "configmap",
+        "settings",
+        "--type=json",
+        "-p",
+        r#"[{"op":"add","path":"/data/size","value":"L"}]"#,
+    ]);
+    cluster.kubectl(&[
+        "patch",
+        "configmap",
+        "settings",
+        "--type=merge",
+        "-p",
+        r#"{"data":{"shape":"round"}}"#,
+    ]);
     let server_side = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: settings}\ndata: {owner: test}\n";
     let path = cluster.folder().join("ssa.yaml");
     std::fs::write(&path, server_side).expect("a manifest can be written");
@@ -106,9 +127,14 @@ fn kubectl_writes(cluster: &Cluster) {
         assert_eq!(settings["data"][key], value, "{settings}");
     }
     assert_eq!(settings["metadata"]["labels"]["tier"], "test");
-    assert!(settings["metadata"]["managedFields"].as_array().is_some_and(|managers| managers.len() >= 2), "{settings}");
+    assert!(
+        settings["metadata"]["managedFields"].as_array().is_some_and(|managers| managers.len() >= 2),
+        "{settings}"
+    );
     cluster.kubectl(&["scale", "deployment", "demo", "--replicas=5"]);
-    cluster.wait("five replicas", SOON, &["deployment", "demo"], |demo| demo["status"]["availableReplicas"] == 5);
+    cluster.wait("five replicas", SOON, &["deployment", "demo"], |demo| {
+        demo["status"]["availableReplicas"] == 5
+    });
     cluster.kubectl(&["scale", "deployment", "demo", "--replicas=3"]);
     cluster.wait("three replicas", SOON, &["deployment", "demo"], |demo| demo["status"]["replicas"] == 3);
     cluster.kubectl(&["delete", "configmap", "settings"]);
@@ -127,7 +153,10 @@ fn kubectl_streams(cluster: &Cluster) {
     let failed = cluster.try_kubectl(&["exec", pod, "--", "sh", "-c", "exit 7"]);
     assert!(!failed.ok && failed.err.contains("exit code 7"), "{}{}", failed.out, failed.err);
     cluster.kubectl(&["logs", pod, "--tail=5"]);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|socket| socket.local_addr())
+        .expect("a free port")
+        .port();
     let mut forward = Command::new("kubectl")
         .env("KUBECONFIG", cluster.kubeconfig())
         .args(["port-forward", &format!("pod/{pod}"), &format!("{port}:8080")])
@@ -176,7 +205,14 @@ fn services_answer_on_every_node(cluster: &Cluster) {
 fn names_resolve_in_pods(cluster: &Cluster) {
     for (pod, _) in cluster.ready_pods("app=demo") {
         eventually("a pod reaches the Service by name", SOON, || {
-            let ran = cluster.try_kubectl(&["exec", &pod, "--", "wget", "-qO-", "http://demo.default.svc.cluster.local/"]);
+            let ran = cluster.try_kubectl(&[
+                "exec",
+                &pod,
+                "--",
+                "wget",
+                "-qO-",
+                "http://demo.default.svc.cluster.local/",
+            ]);
             if ran.ok && ran.out.contains("demo-") { Ok(()) } else { Err(format!("{}{}", ran.out, ran.err)) }
         });
         let short = cluster.kubectl(&["exec", &pod, "--", "wget", "-qO-", "http://demo/"]);
@@ -261,7 +297,8 @@ fn load_balancer_address_answers(cluster: &Cluster) {
     let service = cluster.wait("an address for demo-lb", SOON, &["service", "demo-lb"], |service| {
         service["status"]["loadBalancer"]["ingress"][0]["ip"].is_string()
     });
-    let address = service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().unwrap_or_default().to_string();
+    let address =
+        service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().unwrap_or_default().to_string();
     let port = service["spec"]["ports"][0]["port"].as_u64().unwrap_or_default();
     let body = eventually("the address answers", SOON, || fetch(&format!("http://{address}:{port}/")));
     assert!(body.contains("demo-"), "{body}");
@@ -279,8 +316,14 @@ fn bad_requests_are_refused_clearly(cluster: &Cluster) {
     };
     refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: Bad_Name}\n", &["Invalid value", "RFC 1123"]);
     refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndatum: {a: b}\n", &["unknown field"]);
-    refused("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec: {replicas: 1}\n", &["spec.selector"]);
-    let large = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: large}}\ndata: {{a: {}}}\n", "x".repeat(1_100_000));
+    refused(
+        "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\nspec: {replicas: 1}\n",
+        &["spec.selector"],
+    );
+    let large = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: large}}\ndata: {{a: {}}}\n",
+        "x".repeat(1_100_000)
+    );
     let path = cluster.folder().join("large.yaml");
     std::fs::write(&path, large).expect("a manifest can be written");
     let ran = cluster.try_kubectl(&["create", "-f", path.to_str().expect("UTF-8 path")]);
@@ -315,7 +358,9 @@ spec:
                 .expect("kubectl starts")
         })
         .collect();
-    cluster.wait("the autoscaler scaled up", LATER, &["deployment", "demo"], |demo| demo["spec"]["replicas"] == 4);
+    cluster.wait("the autoscaler scaled up", LATER, &["deployment", "demo"], |demo| {
+        demo["spec"]["replicas"] == 4
+    });
     let top = eventually("kubectl top", SOON, || {
         let ran = cluster.try_kubectl(&["top", "pods"]);
         if ran.ok { Ok(ran.out) } else { Err(ran.err) }
@@ -376,10 +421,23 @@ fn leader_kill_loses_nothing(cluster: &Cluster) {
     cluster.kill(&leader, "server");
     let started = Instant::now();
     eventually("a write after the leader's death", SOON, || {
-        let ran = cluster.try_kubectl(&["create", "configmap", "after-kill", "--from-literal=a=b", "--request-timeout=5s"]);
-        if ran.ok || ran.err.contains("AlreadyExists") || ran.err.contains("already exists") { Ok(()) } else { Err(ran.err) }
+        let ran = cluster.try_kubectl(&[
+            "create",
+            "configmap",
+            "after-kill",
+            "--from-literal=a=b",
+            "--request-timeout=5s",
+        ]);
+        if ran.ok || ran.err.contains("AlreadyExists") || ran.err.contains("already exists") {
+            Ok(())
+        } else {
+            Err(ran.err)
+        }
     });
-    println!("first write after kill -9 of the leading server ({leader}): {:.1} s", started.elapsed().as_secs_f32());
+    println!(
+        "first write after kill -9 of the leading server ({leader}): {:.1} s",
+        started.elapsed().as_secs_f32()
+    );
     for number in 0..20 {
         cluster.kubectl(&["get", "configmap", &format!("kept-{number}")]);
     }
@@ -390,7 +448,9 @@ fn leader_kill_loses_nothing(cluster: &Cluster) {
     }
     cluster.kubectl(&["delete", "configmap", "after-kill"]);
     cluster.kubectl(&["scale", "deployment", "demo", "--replicas=4"]);
-    cluster.wait("controllers act again", SOON, &["deployment", "demo"], |demo| demo["status"]["availableReplicas"] == 4);
+    cluster.wait("controllers act again", SOON, &["deployment", "demo"], |demo| {
+        demo["status"]["availableReplicas"] == 4
+    });
     cluster.kubectl(&["scale", "deployment", "demo", "--replicas=3"]);
     cluster.wait("three replicas", SOON, &["deployment", "demo"], |demo| demo["status"]["replicas"] == 3);
 }
@@ -399,10 +459,15 @@ fn node_kill_moves_pods_and_node_returns(cluster: &Cluster) {
     for part in ["agent", "containerd", "server"] {
         cluster.kill("n3", part);
     }
-    cluster.wait("n3 seen as lost", LATER, &["node", "n3"], |node| condition(node, "Ready") == Some("Unknown"));
+    cluster
+        .wait("n3 seen as lost", LATER, &["node", "n3"], |node| condition(node, "Ready") == Some("Unknown"));
     // The demo tolerates an unreachable node for a few seconds only (its manifest says so).
     cluster.wait("three ready pods elsewhere", LATER, &["pods", "-l", "app=demo"], |pods| {
-        let ready = pods["items"].as_array().into_iter().flatten().filter(|pod| is_ready(pod) && pod["spec"]["nodeName"] != "n3");
+        let ready = pods["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|pod| is_ready(pod) && pod["spec"]["nodeName"] != "n3");
         ready.count() == 3
     });
     let ran = cluster.keelson(&["up"], Duration::from_secs(240));
@@ -420,7 +485,8 @@ fn down_leaves_nothing(cluster: Cluster) {
     let namespaces = call("ip", &["netns", "list"]).out;
     assert!(!namespaces.contains("kn-"), "{namespaces}");
     let processes = call("ps", &["-eo", "args"]).out;
-    let left: Vec<&str> = processes.lines().filter(|line| line.contains(&folder) && !line.contains("ps -eo")).collect();
+    let left: Vec<&str> =
+        processes.lines().filter(|line| line.contains(&folder) && !line.contains("ps -eo")).collect();
     assert!(left.is_empty(), "{left:?}");
     let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts can be read");
     assert!(!mounts.contains(&folder), "{mounts}");
