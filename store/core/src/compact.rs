@@ -1,8 +1,8 @@
 //! Compaction: the command moves `compact_revision` at once; the space comes back by a scrub the shell drives.
 //!
 //! A scrub visits only what changed since the last one: each change at or before the compaction revision supersedes the
-//! version of its key before it, which goes; a tombstone goes too, unless it is at the compaction revision itself,
-//! where a watcher may still start (it goes with the next scrub). Ascending order makes a scrub safe to stop and
+//! version of its key before it, which goes; a tombstone goes too. The compaction revision itself stays whole, since a
+//! watcher may still start there (its dead go with the next scrub). Ascending order makes a scrub safe to stop and
 //! restart anywhere: a version goes no later than the one that supersedes it. Progress is each member's own and not
 //! part of the replicated state; nothing a client can ask depends on it.
 
@@ -49,7 +49,7 @@ impl Scrub {
     pub fn due(state: &State, read: &dyn Read) -> Option<Scrub> {
         let done = scrubbed(read);
         let until = state.compact_revision;
-        // From `done` itself: its tombstones were left for the watchers of that revision.
+        // From `done` itself: its dead were left for the watchers of that revision.
         (until > done).then_some(Scrub { until, next: Revision { main: done, sub: 0 } })
     }
 
@@ -79,7 +79,9 @@ impl Scrub {
                 dead.insert((Cf::History, Bytes::copy_from_slice(&at.encode())), ());
                 dead.insert((Cf::KeyHistory, layout::key_history(key, at)), ());
             };
-            if let Some((older, _)) = before(at).and_then(|before| entry_at(read, key, before)) {
+            if let Some((older, _)) = before(at).and_then(|before| entry_at(read, key, before))
+                && older.main < self.until
+            {
                 kill(older);
             }
             if kind == Kind::Tombstone && at.main < self.until {
@@ -98,7 +100,7 @@ impl Scrub {
 }
 
 /// The greatest revision below.
-fn before(at: Revision) -> Option<Revision> {
+pub(crate) fn before(at: Revision) -> Option<Revision> {
     match at.sub.checked_sub(1) {
         Some(sub) => Some(Revision { main: at.main, sub }),
         None => (at.main > 0).then(|| Revision { main: at.main - 1, sub: u32::MAX }),

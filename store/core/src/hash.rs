@@ -56,25 +56,27 @@ struct Hasher<'a> {
     read: &'a dyn Read,
     compacted: i64,
     hash: u32,
-    /// The newest version of the key at or before the compaction, until a later one replaces it.
+    /// The newest version of the key before the compaction, until a later one replaces it.
     pending: Option<(Revision, Kind)>,
 }
 
 impl Hasher<'_> {
     fn entry(&mut self, key: &[u8], at: Revision, kind: Kind) {
-        if at.main <= self.compacted {
+        if at.main < self.compacted {
             self.pending = Some((at, kind));
             return;
+        }
+        if at.main == self.compacted {
+            // Supersedes what is pending; the compaction revision itself stays whole.
+            self.pending = None;
         }
         self.finish(key);
         self.add(key, at);
     }
 
-    /// Counts the pending version unless compaction removes it.
+    /// Counts the pending version, the one compaction leaves, unless it is a tombstone.
     fn finish(&mut self, key: &[u8]) {
-        if let Some((at, kind)) = self.pending.take()
-            && (kind == Kind::Put || at.main == self.compacted)
-        {
+        if let Some((at, Kind::Put)) = self.pending.take() {
             self.add(key, at);
         }
     }

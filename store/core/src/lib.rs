@@ -6,7 +6,7 @@
 //!                Effects { writes, events, responses, .. } ◄────┘   the shell writes, then publishes, then answers
 //! ```
 //!
-//! Start reading at [`Command`] and [`apply()`]; then [`range()`] (reads), [`txn`], [`lease`], [`compact`]..
+//! Start reading at [`Command`] and [`apply()`]; then [`range()`] (reads), [`txn`], [`lease`], [`compact`], [`watch`].
 //! Stored bytes are in `layout`. What must always hold is in [`invariants`].
 //!
 //! The shell's duties: propose only what `check` let through; stamp each batch with the leader's clock ([`Stamp`]);
@@ -28,6 +28,7 @@ pub mod range;
 pub mod response;
 pub mod state;
 pub mod txn;
+pub mod watch;
 
 pub use apply::{Effects, apply};
 pub use backend::{Cf, MemoryBackend, Read, Write};
