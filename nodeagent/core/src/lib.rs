@@ -1,3 +1,8 @@
-//! Pod worker, probes, status, rulesets, pure.
+//! The node agent's decisions, pure: no async, IO, clock, randomness or map-iteration order.
+//!
+//! `pod` is the kubelet's side: given a pod's spec, what the runtime reports, what earlier steps remembered and `now`,
+//! it answers with the actions to take and the status to publish. `proxy` compiles Services into rulesets.
+//! The shells only carry them out.
 
+pub mod pod;
 pub mod proxy;
