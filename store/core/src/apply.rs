@@ -72,7 +72,8 @@ impl<'a> Applier<'a> {
         self.refused_by_alarm(command)?;
         match command {
             Command::Put(put) => {
-                txn::check_put(self, put)?;
+                txn::check_lease(self, put)?;
+                txn::check_kept(self, put)?;
                 self.write(|txn| Response::Put(txn.put(put)))
             }
             Command::DeleteRange(delete) => self.write(|txn| Response::DeleteRange(txn.delete_range(delete))),

@@ -10,9 +10,13 @@ use crate::command::{
 use crate::error::Error;
 use crate::lease::MAX_TTL;
 
-/// Errors: no key.
+/// Errors: no key; an unknown sort order or target.
 pub fn range(request: &RangeRequest) -> Result<(), Error> {
-    key(&request.key)
+    key(&request.key)?;
+    if request.sort_order == SortOrder::Unknown || request.sort_target == SortTarget::Unknown {
+        return Err(Error::InvalidSortOption);
+    }
+    Ok(())
 }
 
 /// Errors: no key; a value or lease where it is to be kept.
@@ -35,25 +39,6 @@ pub fn delete_range(request: &DeleteRangeRequest) -> Result<(), Error> {
 /// Errors: TTL above etcd's most.
 pub fn lease_grant(_id: LeaseId, ttl: i64) -> Result<(), Error> {
     if ttl > MAX_TTL { Err(Error::LeaseTtlTooLarge) } else { Ok(()) }
-}
-
-/// Sort fields as numbers of the wire. Errors: a number without a meaning.
-pub fn sort(order: i32, target: i32) -> Result<(SortOrder, SortTarget), Error> {
-    let order = match order {
-        0 => SortOrder::None,
-        1 => SortOrder::Ascend,
-        2 => SortOrder::Descend,
-        _ => return Err(Error::InvalidSortOption),
-    };
-    let target = match target {
-        0 => SortTarget::Key,
-        1 => SortTarget::Version,
-        2 => SortTarget::Create,
-        3 => SortTarget::Mod,
-        4 => SortTarget::Value,
-        _ => return Err(Error::InvalidSortOption),
-    };
-    Ok((order, target))
 }
 
 /// Errors: too many operations, a malformed operation, two writes that meet on one key.

@@ -131,6 +131,20 @@ pub enum SortOrder {
     None,
     Ascend,
     Descend,
+    /// A number the protocol does not know; refused by `check`.
+    Unknown,
+}
+
+impl SortOrder {
+    /// From the wire's number.
+    pub fn from_wire(number: i32) -> SortOrder {
+        match number {
+            0 => SortOrder::None,
+            1 => SortOrder::Ascend,
+            2 => SortOrder::Descend,
+            _ => SortOrder::Unknown,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -141,6 +155,22 @@ pub enum SortTarget {
     Create,
     Mod,
     Value,
+    /// A number the protocol does not know; refused by `check`.
+    Unknown,
+}
+
+impl SortTarget {
+    /// From the wire's number.
+    pub fn from_wire(number: i32) -> SortTarget {
+        match number {
+            0 => SortTarget::Key,
+            1 => SortTarget::Version,
+            2 => SortTarget::Create,
+            3 => SortTarget::Mod,
+            4 => SortTarget::Value,
+            _ => SortTarget::Unknown,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

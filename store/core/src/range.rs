@@ -98,8 +98,12 @@ impl View<'_> {
         if more {
             kvs.truncate(limit);
         }
-        if request.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value = Bytes::new());
+        for kv in kvs.iter_mut().filter(|_| request.keys_only) {
+            kv.value = Bytes::new();
+            // etcd answers from its index, which knows no leases, unless it must sort by value.
+            if !want_value {
+                kv.lease = 0;
+            }
         }
         RangeResponse { revision: self.revision, kvs, more, count: count as i64 }
     }
@@ -248,7 +252,7 @@ fn sort(kvs: &mut [KeyValue], order: SortOrder, target: SortTarget) {
     };
     let compare = |a: &KeyValue, b: &KeyValue| -> Ordering {
         match target {
-            SortTarget::Key => a.key.cmp(&b.key),
+            SortTarget::Key | SortTarget::Unknown => a.key.cmp(&b.key),
             SortTarget::Version => a.version.cmp(&b.version),
             SortTarget::Create => a.create_revision.cmp(&b.create_revision),
             SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),

@@ -52,19 +52,19 @@ impl Path {
         Path { succeeded, nested: nested.collect() }
     }
 
-    /// Errors: what a put or an old read on the path would meet.
+    /// Errors: what a put or an old read on the path would meet, the first in order.
     pub(crate) fn check(&self, applier: &Applier<'_>, request: &TxnRequest) -> Result<(), Error> {
-        self.each(request, &mut |op| match op {
-            RequestOp::Put(put) => check_put(applier, put),
-            _ => Ok(()),
-        })?;
         let view = view(applier.state, &applier.view);
-        self.check_ranges(&view, request)
+        self.each(request, &mut |op| match op {
+            RequestOp::Put(put) => check_kept(applier, put).and_then(|()| check_lease(applier, put)),
+            RequestOp::Range(range) => check_range(&view, range),
+            _ => Ok(()),
+        })
     }
 
-    fn check_ranges(&self, view: &View<'_>, request: &TxnRequest) -> Result<(), Error> {
+    fn check_reads(&self, view: &View<'_>, request: &TxnRequest) -> Result<(), Error> {
         self.each(request, &mut |op| match op {
-            RequestOp::Range(range) => check_revision(range.revision, view.revision, view.compact_revision),
+            RequestOp::Range(range) => check_range(view, range),
             _ => Ok(()),
         })
     }
@@ -112,7 +112,7 @@ pub fn read_txn(state: &State, read: &dyn Read, request: &TxnRequest) -> Result<
     assert!(is_read_only(request), "a writing Txn goes through the log");
     let view = view(state, read);
     let path = Path::of(&view, request);
-    path.check_ranges(&view, request)?;
+    path.check_reads(&view, request)?;
     let mut response = read_branch(&view, request, &path);
     response.revision = view.revision;
     Ok(response)
@@ -157,13 +157,27 @@ fn satisfies(compare: &Compare, kv: &KeyValue) -> bool {
     }
 }
 
-/// Errors: the lease does not exist; the key whose value or lease is to be kept does not exist.
-pub(crate) fn check_put(applier: &Applier<'_>, put: &PutRequest) -> Result<(), Error> {
-    if (put.ignore_value || put.ignore_lease) && applier.view.get(Cf::Current, &put.key).is_none() {
-        return Err(Error::KeyNotFound);
+/// Errors: the revision is compacted or in the future. Unlike a Range of its own, one in a Txn may not say "now" by a
+/// negative revision once the store was compacted.
+fn check_range(view: &View<'_>, range: &RangeRequest) -> Result<(), Error> {
+    if range.revision < 0 && range.revision < view.compact_revision {
+        return Err(Error::Compacted);
     }
+    check_revision(range.revision, view.revision, view.compact_revision)
+}
+
+/// Errors: the lease does not exist.
+pub(crate) fn check_lease(applier: &Applier<'_>, put: &PutRequest) -> Result<(), Error> {
     if put.lease != 0 && applier.state.lessor.get(put.lease).is_none() {
         return Err(Error::LeaseNotFound);
+    }
+    Ok(())
+}
+
+/// Errors: the key whose value or lease is to be kept does not exist.
+pub(crate) fn check_kept(applier: &Applier<'_>, put: &PutRequest) -> Result<(), Error> {
+    if (put.ignore_value || put.ignore_lease) && applier.view.get(Cf::Current, &put.key).is_none() {
+        return Err(Error::KeyNotFound);
     }
     Ok(())
 }
