@@ -4,5 +4,6 @@
 //! it answers with the actions to take and the status to publish. `proxy` compiles Services into rulesets.
 //! The shells only carry them out.
 
+pub mod dns;
 pub mod pod;
 pub mod proxy;

@@ -24,13 +24,18 @@ pub struct Refusal {
 pub fn admit(pod: &Pod, accepted: &[&Pod], room: &Room, node: Option<&Node>) -> Result<(), Refusal> {
     let refuse = |reason: &str, message: String| Err(Refusal { reason: reason.into(), message });
     if accepted.len() + 1 > room.pods {
-        let message = format!("Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}", accepted.len(), room.pods);
+        let message = format!(
+            "Node didn't have enough resource: pods, requested: 1, used: {}, capacity: {}",
+            accepted.len(),
+            room.pods
+        );
         return refuse("OutOfpods", message);
     }
     let (cpu, memory) = request(pod);
-    let (used_cpu, used_memory) = accepted.iter().map(|p| request(p)).fold((0i64, 0i64), |acc, r| {
-        (acc.0.saturating_add(r.0), acc.1.saturating_add(r.1))
-    });
+    let (used_cpu, used_memory) = accepted
+        .iter()
+        .map(|p| request(p))
+        .fold((0i64, 0i64), |acc, r| (acc.0.saturating_add(r.0), acc.1.saturating_add(r.1)));
     for (what, asked, used, capacity) in
         [("cpu", cpu, used_cpu, room.cpu_milli), ("memory", memory, used_memory, room.memory_bytes)]
     {
@@ -45,7 +50,10 @@ pub fn admit(pod: &Pod, accepted: &[&Pod], room: &Room, node: Option<&Node>) -> 
     if let (Some(node), Some(selector)) = (node, selector) {
         let labels = node.metadata.labels.as_ref();
         if selector.iter().any(|(key, value)| labels.and_then(|l| l.get(key)) != Some(value)) {
-            return refuse("NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into());
+            return refuse(
+                "NodeAffinity",
+                "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector".into(),
+            );
         }
     }
     Ok(())

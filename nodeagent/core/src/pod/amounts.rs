@@ -130,7 +130,11 @@ pub fn pod_requests(init: &[Container], main: &[Container]) -> (i64, i64) {
 }
 
 /// The pod-wide sum by the API's rule for init containers and sidecars.
-pub fn pod_total(init: &[Container], main: &[Container], of: impl Fn(&Container) -> (i64, i64)) -> (i64, i64) {
+pub fn pod_total(
+    init: &[Container],
+    main: &[Container],
+    of: impl Fn(&Container) -> (i64, i64),
+) -> (i64, i64) {
     let add = |a: (i64, i64), b: (i64, i64)| (a.0.saturating_add(b.0), a.1.saturating_add(b.1));
     let mut sidecars = (0, 0);
     let mut widest = (0, 0);

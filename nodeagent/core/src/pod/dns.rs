@@ -18,7 +18,9 @@ pub fn parse_resolv_conf(text: &str) -> Resolver {
         let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
         match words.next() {
             Some("nameserver") => out.servers.extend(words.next().map(String::from)),
-            Some("search" | "domain") => out.searches = words.map(|w| w.trim_end_matches('.').to_string()).collect(),
+            Some("search" | "domain") => {
+                out.searches = words.map(|w| w.trim_end_matches('.').to_string()).collect()
+            }
             Some("options") => out.options = words.map(String::from).collect(),
             _ => {}
         }
@@ -79,7 +81,9 @@ fn dedup(list: &mut Vec<String>, most: usize) {
 /// The managed hosts file of a pod with its own network.
 pub fn hosts_file(pod: &Pod, pod_ips: &[String], cluster_domain: &str) -> String {
     let mut out = String::from("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n");
-    out.push_str("::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\n");
+    out.push_str(
+        "::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\nfe00::0\tip6-mcastprefix\n",
+    );
     out.push_str("fe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n");
     let host = naming::hostname(pod);
     for ip in pod_ips {
@@ -131,7 +135,10 @@ mod tests {
         let none = json!({"containers":[],"dnsPolicy":"None",
             "dnsConfig":{"nameservers":["1.1.1.1"],"options":[{"name":"ndots","value":"2"},{"name":"edns0"}]}});
         let none = resolver(&pod(none), &dns, "cluster.local", &node);
-        assert_eq!((none.servers, none.options), (vec!["1.1.1.1".into()], vec!["ndots:2".to_string(), "edns0".into()]));
+        assert_eq!(
+            (none.servers, none.options),
+            (vec!["1.1.1.1".into()], vec!["ndots:2".to_string(), "edns0".into()])
+        );
     }
 
     #[test]

@@ -21,7 +21,8 @@ pub struct Facts {
 /// The value of a `fieldRef`, or why there is none.
 pub fn field(pod: &Pod, path: &str, facts: &Facts) -> Result<String, String> {
     let spec = pod.spec.as_ref();
-    let service_account = || spec.and_then(|s| s.service_account_name.clone()).unwrap_or_else(|| "default".into());
+    let service_account =
+        || spec.and_then(|s| s.service_account_name.clone()).unwrap_or_else(|| "default".into());
     Ok(match path {
         "metadata.name" => naming::name(pod).into(),
         "metadata.namespace" => naming::namespace(pod).into(),
@@ -56,19 +57,28 @@ fn pairs<'a>(map: impl Iterator<Item = (&'a String, &'a String)>) -> String {
 }
 
 /// The value of a `resourceFieldRef` for `container`, divided and rounded up.
-pub fn resource(container: &Container, selector: &ResourceFieldSelector, facts: &Facts) -> Result<String, String> {
+pub fn resource(
+    container: &Container,
+    selector: &ResourceFieldSelector,
+    facts: &Facts,
+) -> Result<String, String> {
     let limits = amounts::limits(container.resources.as_ref());
     let requests = Amounts::of(container.resources.as_ref().and_then(|r| r.requests.as_ref()));
     let (is_cpu, value) = match selector.resource.as_str() {
         "limits.cpu" => (true, limits.cpu_milli.unwrap_or(facts.allocatable_cpu_milli)),
         "limits.memory" => (false, limits.memory_bytes.unwrap_or(facts.allocatable_memory_bytes)),
-        "limits.ephemeral-storage" => (false, limits.ephemeral_bytes.unwrap_or(facts.allocatable_ephemeral_bytes)),
+        "limits.ephemeral-storage" => {
+            (false, limits.ephemeral_bytes.unwrap_or(facts.allocatable_ephemeral_bytes))
+        }
         "requests.cpu" => (true, requests.cpu_milli.or(limits.cpu_milli).unwrap_or(0)),
         "requests.memory" => (false, requests.memory_bytes.or(limits.memory_bytes).unwrap_or(0)),
-        "requests.ephemeral-storage" => (false, requests.ephemeral_bytes.or(limits.ephemeral_bytes).unwrap_or(0)),
+        "requests.ephemeral-storage" => {
+            (false, requests.ephemeral_bytes.or(limits.ephemeral_bytes).unwrap_or(0))
+        }
         other => return Err(format!("unsupported container resource: {other}")),
     };
-    let divisor = selector.divisor.as_ref().map(|d| d.0.as_str()).filter(|d| !d.is_empty() && *d != "0").unwrap_or("1");
+    let divisor =
+        selector.divisor.as_ref().map(|d| d.0.as_str()).filter(|d| !d.is_empty() && *d != "0").unwrap_or("1");
     let parsed = if is_cpu { amounts::milli(divisor) } else { amounts::whole(divisor) };
     let divisor = parsed.filter(|d| *d > 0).ok_or_else(|| format!("invalid divisor: {divisor}"))?;
     Ok((value / divisor + i64::from(value % divisor != 0)).to_string())

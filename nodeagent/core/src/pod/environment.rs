@@ -138,7 +138,8 @@ fn from_source(
         let other = selector.container_name.as_deref().and_then(|name| naming::find_container(pod, name));
         return downward::resource(other.as_ref().unwrap_or(container), selector, facts).map(Some);
     }
-    let config = from.config_map_key_ref.as_ref().map(|r| (SourceKind::ConfigMap, &r.name, &r.key, r.optional));
+    let config =
+        from.config_map_key_ref.as_ref().map(|r| (SourceKind::ConfigMap, &r.name, &r.key, r.optional));
     let secret = from.secret_key_ref.as_ref().map(|r| (SourceKind::Secret, &r.name, &r.key, r.optional));
     let Some((kind, name, key, optional)) = config.or(secret) else { return Ok(Some(String::new())) };
     let optional = optional == Some(true);
@@ -160,7 +161,9 @@ fn from_source(
 fn service_links(services: &[Service], namespace: &str, links: bool) -> Vec<(String, String)> {
     let mut out = Vec::new();
     for service in services {
-        let (Some(name), Some(spec)) = (service.metadata.name.as_deref(), service.spec.as_ref()) else { continue };
+        let (Some(name), Some(spec)) = (service.metadata.name.as_deref(), service.spec.as_ref()) else {
+            continue;
+        };
         let home = service.metadata.namespace.as_deref().unwrap_or_default();
         let master = home == "default" && name == "kubernetes";
         if !(master || links && home == namespace) {
@@ -242,7 +245,8 @@ mod tests {
             .unwrap()
         };
         let all = [service("default", "kubernetes"), service("a", "my-db"), service("b", "other")];
-        let names = |links| -> Vec<String> { service_links(&all, "a", links).into_iter().map(|(k, _)| k).collect() };
+        let names =
+            |links| -> Vec<String> { service_links(&all, "a", links).into_iter().map(|(k, _)| k).collect() };
         assert!(names(true).contains(&"MY_DB_PORT_80_TCP_ADDR".to_string()));
         assert!(!names(true).iter().any(|n| n.starts_with("OTHER")));
         assert!(names(false).iter().all(|n| n.starts_with("KUBERNETES_")));

@@ -63,7 +63,8 @@ mod tests {
             in_use,
             pinned: false,
         };
-        let images = [image("new", 950, false), image("b", 20, false), image("a", 10, false), image("used", 1, true)];
+        let images =
+            [image("new", 950, false), image("b", 20, false), image("a", 10, false), image("used", 1, true)];
         let marks = Marks::default();
         assert!(choose(&images, 84, 100, &marks, at(1000)).is_empty());
         assert_eq!(choose(&images, 86, 100, &marks, at(1000)), ["a", "b"]);

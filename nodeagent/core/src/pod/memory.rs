@@ -112,8 +112,15 @@ pub enum Outcome {
     /// A container was made and started.
     Started,
     Failed(String),
-    StartFailed { kind: FailureKind, reason: String, message: String },
-    Probed { container_id: String, ok: bool },
+    StartFailed {
+        kind: FailureKind,
+        reason: String,
+        message: String,
+    },
+    Probed {
+        container_id: String,
+        ok: bool,
+    },
 }
 
 impl Memory {
@@ -123,7 +130,9 @@ impl Memory {
         let mut memory = Memory { inherited, ..Memory::default() };
         let statuses = memory.inherited.container_statuses.iter().flatten();
         for status in statuses.chain(memory.inherited.init_container_statuses.iter().flatten()) {
-            let Some(id) = status.container_id.as_deref().and_then(|id| id.split("://").nth(1)) else { continue };
+            let Some(id) = status.container_id.as_deref().and_then(|id| id.split("://").nth(1)) else {
+                continue;
+            };
             let probes = ContainerProbes::adopted(id, status.started.unwrap_or(false), status.ready);
             memory.probes.insert(status.name.clone(), probes);
         }
@@ -155,7 +164,10 @@ impl Memory {
             let message = "Pod was active on the node longer than the specified deadline";
             self.end(EndReason::DeadlineExceeded, "DeadlineExceeded", message, grace, now);
         }
-        if self.ending.is_none() && self.starting().is_none() && plan::progress(pod, observed) != plan::Progress::Running {
+        if self.ending.is_none()
+            && self.starting().is_none()
+            && plan::progress(pod, observed) != plan::Progress::Running
+        {
             self.end(EndReason::Completed, "", "", 0, now);
         }
         for container in &observed.containers {
@@ -223,7 +235,8 @@ impl Memory {
         match (action, outcome) {
             (Action::Prepare, Outcome::Done) => self.prepared = Prepared::Ready,
             (Action::Prepare, Outcome::Failed(message)) => {
-                self.prepared = Prepared::Failed { message: message.clone(), retry: later(now, CONFIG_RETRY) };
+                self.prepared =
+                    Prepared::Failed { message: message.clone(), retry: later(now, CONFIG_RETRY) };
             }
             (Action::CreateSandbox { .. }, Outcome::Failed(message)) => {
                 self.sandbox_failure = Some((message.clone(), later(now, CONFIG_RETRY)));

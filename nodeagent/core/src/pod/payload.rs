@@ -179,7 +179,8 @@ fn downward_files(
             downward::field(pod, &field.field_path, facts)?
         } else if let Some(selector) = &item.resource_field_ref {
             let name = selector.container_name.as_deref().unwrap_or_default();
-            let container = naming::find_container(pod, name).ok_or_else(|| format!("no container named \"{name}\""))?;
+            let container =
+                naming::find_container(pod, name).ok_or_else(|| format!("no container named \"{name}\""))?;
             downward::resource(&container, selector, facts)?
         } else {
             continue;
@@ -206,9 +207,10 @@ mod tests {
 
     #[test]
     fn items_modes_and_refused_paths() {
-        let volume: Volume = serde_json::from_value(json!({"name":"v","configMap":{"name":"m","defaultMode":256,
+        let volume: Volume =
+            serde_json::from_value(json!({"name":"v","configMap":{"name":"m","defaultMode":256,
             "items":[{"key":"k","path":"a/b"},{"key":"k","path":"c","mode":420}]}}))
-        .unwrap();
+            .unwrap();
         let data = BTreeMap::from([("k".to_string(), b"v".to_vec())]);
         let sources = Sources::from([(Reference { kind: SourceKind::ConfigMap, name: "m".into() }, data)]);
         let payload = build(&Pod::default(), &volume, &sources, &BTreeMap::new(), &Facts::default()).unwrap();
@@ -223,9 +225,11 @@ mod tests {
     #[test]
     fn a_missing_object_fails_unless_optional() {
         let volume = |optional: bool| -> Volume {
-            serde_json::from_value(json!({"name":"v","secret":{"secretName":"s","optional":optional}})).unwrap()
+            serde_json::from_value(json!({"name":"v","secret":{"secretName":"s","optional":optional}}))
+                .unwrap()
         };
-        let run = |v: Volume| build(&Pod::default(), &v, &Sources::new(), &BTreeMap::new(), &Facts::default());
+        let run =
+            |v: Volume| build(&Pod::default(), &v, &Sources::new(), &BTreeMap::new(), &Facts::default());
         assert!(run(volume(true)).unwrap().is_empty());
         assert_eq!(run(volume(false)).unwrap_err(), "secret \"s\" not found");
     }

@@ -143,7 +143,8 @@ pub fn progress(pod: &Pod, observed: &Observed) -> Progress {
     if !begun {
         for init in naming::init_containers(pod).iter().filter(|c| !naming::is_sidecar(c)) {
             let Some(last) = observed.latest(&init.name) else { break };
-            let never = init.restart_policy.as_deref().unwrap_or_else(|| naming::restart_policy(pod)) == "Never";
+            let never =
+                init.restart_policy.as_deref().unwrap_or_else(|| naming::restart_policy(pod)) == "Never";
             if last.exited() && !last.succeeded() && never {
                 return Progress::Failed;
             }
@@ -212,7 +213,8 @@ impl Planner<'_> {
         let grace = if ending.reason == EndReason::Completed { grace_period(self.pod) } else { remaining };
         let live: Vec<Container> =
             self.observed.containers.iter().filter(|c| live(c.phase)).cloned().collect();
-        let (sidecars, mains): (Vec<_>, Vec<_>) = live.into_iter().partition(|c| self.is_sidecar_name(&c.name));
+        let (sidecars, mains): (Vec<_>, Vec<_>) =
+            live.into_iter().partition(|c| self.is_sidecar_name(&c.name));
         for container in &mains {
             self.stop(container, grace, "Stopping container");
         }
@@ -471,8 +473,11 @@ impl Planner<'_> {
     fn probes(&mut self) {
         let pod = self.pod;
         for spec in naming::init_containers(pod).iter().chain(naming::main_containers(pod)) {
-            let Some(container) = self.observed.latest(&spec.name).filter(|c| c.running()).cloned() else { continue };
-            let Some(state) = self.memory.probes.get(&spec.name).filter(|p| p.container_id == container.id) else {
+            let Some(container) = self.observed.latest(&spec.name).filter(|c| c.running()).cloned() else {
+                continue;
+            };
+            let Some(state) = self.memory.probes.get(&spec.name).filter(|p| p.container_id == container.id)
+            else {
                 continue;
             };
             if self.memory.in_flight.contains_key(&Op::Stop(container.id.clone())) {

@@ -110,7 +110,8 @@ impl ContainerProbes {
             Kind::Liveness if self.liveness.verdict == Some(false) => return None,
             _ => {}
         }
-        let seconds = |value: Option<i32>, default: i64| SignedDuration::from_secs(value.map_or(default, i64::from));
+        let seconds =
+            |value: Option<i32>, default: i64| SignedDuration::from_secs(value.map_or(default, i64::from));
         let first = started.saturating_add(seconds(probe.initial_delay_seconds, 0)).ok()?;
         let Some(last) = self.state(kind).last_run else { return Some(first) };
         let period = seconds(probe.period_seconds.filter(|p| *p > 0), 10);

@@ -107,8 +107,10 @@ mod tests {
     use serde_json::json;
 
     fn pod(resources: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({"metadata":{"uid":"u"},"spec":{"containers":[{"name":"a","resources":resources}]}}))
-            .unwrap()
+        serde_json::from_value(
+            json!({"metadata":{"uid":"u"},"spec":{"containers":[{"name":"a","resources":resources}]}}),
+        )
+        .unwrap()
     }
 
     #[test]

@@ -66,9 +66,10 @@ mod tests {
 
     #[test]
     fn the_containers_fields_win_and_root_is_refused() {
-        let pod: Pod = serde_json::from_value(json!({"spec":{"securityContext":{"runAsNonRoot":true,"runAsUser":5},
+        let pod: Pod =
+            serde_json::from_value(json!({"spec":{"securityContext":{"runAsNonRoot":true,"runAsUser":5},
             "containers":[{"name":"a"},{"name":"b","securityContext":{"runAsUser":0}}]}}))
-        .unwrap();
+            .unwrap();
         let containers = &pod.spec.as_ref().unwrap().containers;
         assert!(verify_non_root(&pod, &containers[0], &ImageUser::Uid(0)).is_ok());
         let error = verify_non_root(&pod, &containers[1], &ImageUser::Uid(5)).unwrap_err();

@@ -5,8 +5,8 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{
-    Container as ContainerSpec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
+    Container as ContainerSpec, ContainerState, ContainerStateRunning, ContainerStateTerminated,
+    ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -39,7 +39,13 @@ struct Maker<'a> {
 }
 
 /// The status to publish now.
-pub fn pod_status(pod: &Pod, memory: &Memory, observed: &Observed, facts: &NodeFacts, now: Timestamp) -> PodStatus {
+pub fn pod_status(
+    pod: &Pod,
+    memory: &Memory,
+    observed: &Observed,
+    facts: &NodeFacts,
+    now: Timestamp,
+) -> PodStatus {
     Maker { pod, memory, observed, facts, now }.make()
 }
 
@@ -49,7 +55,11 @@ pub fn waiting_reason(status: &PodStatus) -> Option<String> {
     all.into_iter().find_map(|c| {
         let waiting = c.state.as_ref()?.waiting.as_ref()?;
         let reason = waiting.reason.as_deref()?;
-        Some(format!("{}: {reason} {}", c.name, waiting.message.as_deref().unwrap_or_default()).trim().to_string())
+        Some(
+            format!("{}: {reason} {}", c.name, waiting.message.as_deref().unwrap_or_default())
+                .trim()
+                .to_string(),
+        )
     })
 }
 
@@ -145,7 +155,8 @@ impl Maker<'_> {
 
     fn is_ready(&self, spec: &ContainerSpec, container: &Container) -> bool {
         let probes = self.memory.probes.get(&spec.name).filter(|p| p.container_id == container.id);
-        self.is_started(spec, container) && probes.map_or(spec.readiness_probe.is_none(), |p| p.is_ready(spec))
+        self.is_started(spec, container)
+            && probes.map_or(spec.readiness_probe.is_none(), |p| p.is_ready(spec))
     }
 
     fn container(&self, spec: &ContainerSpec, idle: &str, init: bool) -> ContainerStatus {
@@ -186,7 +197,9 @@ impl Maker<'_> {
         }
         status.last_state = match self.observed.previous(&spec.name) {
             Some(previous) => Some(self.state(previous)),
-            None => self.inherited(&spec.name).filter(|i| i.restart_count > 0).and_then(|i| i.last_state.clone()),
+            None => {
+                self.inherited(&spec.name).filter(|i| i.restart_count > 0).and_then(|i| i.last_state.clone())
+            }
         };
     }
 
@@ -197,16 +210,17 @@ impl Maker<'_> {
         status.restart_count = known.restart_count;
         status.container_id = known.container_id.clone();
         status.image_id = known.image_id.clone();
-        let ended = known.state.clone().filter(|s| s.terminated.is_some()).unwrap_or_else(|| ContainerState {
-            terminated: Some(ContainerStateTerminated {
-                exit_code: 137,
-                reason: Some("ContainerStatusUnknown".into()),
-                message: Some("The container could not be located when the pod was terminated".into()),
-                container_id: known.container_id.clone(),
-                ..ContainerStateTerminated::default()
-            }),
-            ..ContainerState::default()
-        });
+        let ended =
+            known.state.clone().filter(|s| s.terminated.is_some()).unwrap_or_else(|| ContainerState {
+                terminated: Some(ContainerStateTerminated {
+                    exit_code: 137,
+                    reason: Some("ContainerStatusUnknown".into()),
+                    message: Some("The container could not be located when the pod was terminated".into()),
+                    container_id: known.container_id.clone(),
+                    ..ContainerStateTerminated::default()
+                }),
+                ..ContainerState::default()
+            });
         if self.memory.ending.is_some() {
             status.ready = known.ready && ended.terminated.as_ref().is_some_and(|t| t.exit_code == 0);
             status.last_state = known.last_state.clone();
@@ -222,10 +236,12 @@ impl Maker<'_> {
             return;
         }
         let reason = if let Some(failure) = self.memory.failures.get(&spec.name) {
-            let backing_off = failure.kind == FailureKind::Pull && shown_as_error_until(failure.at) <= self.now;
+            let backing_off =
+                failure.kind == FailureKind::Pull && shown_as_error_until(failure.at) <= self.now;
             if backing_off && failure.reason == "ErrImagePull" {
                 let image = spec.image.as_deref().unwrap_or_default();
-                let message = format!("Back-off pulling image \"{image}\": ErrImagePull: {}", failure.message);
+                let message =
+                    format!("Back-off pulling image \"{image}\": ErrImagePull: {}", failure.message);
                 waiting("ImagePullBackOff", &message)
             } else {
                 waiting(&failure.reason, &failure.message)
@@ -303,7 +319,9 @@ impl Maker<'_> {
             match ending.reason {
                 EndReason::Rejected => return "Failed".into(),
                 EndReason::Evicted | EndReason::DeadlineExceeded if stopped => return "Failed".into(),
-                EndReason::Completed if plan::progress(self.pod, self.observed) == plan::Progress::Succeeded => {
+                EndReason::Completed
+                    if plan::progress(self.pod, self.observed) == plan::Progress::Succeeded =>
+                {
                     return "Succeeded".into();
                 }
                 EndReason::Completed => return "Failed".into(),
@@ -313,7 +331,14 @@ impl Maker<'_> {
                 EndReason::Deleted | EndReason::Removed if stopped => {
                     let all_ok = !mains.is_empty() && mains.iter().all(|c| exit_code(c) == Some(0));
                     let ran = mains.iter().any(|c| exit_code(c).is_some());
-                    return if all_ok { "Succeeded" } else if ran { "Failed" } else { "Pending" }.into();
+                    return if all_ok {
+                        "Succeeded"
+                    } else if ran {
+                        "Failed"
+                    } else {
+                        "Pending"
+                    }
+                    .into();
                 }
                 _ => {}
             }
@@ -329,7 +354,12 @@ impl Maker<'_> {
         if mains.is_empty() { "Pending".into() } else { "Running".into() }
     }
 
-    fn conditions(&self, phase: &str, init: &[ContainerStatus], mains: &[ContainerStatus]) -> Vec<PodCondition> {
+    fn conditions(
+        &self,
+        phase: &str,
+        init: &[ContainerStatus],
+        mains: &[ContainerStatus],
+    ) -> Vec<PodCondition> {
         let over = matches!(phase, "Succeeded" | "Failed");
         let sandbox = self.observed.ready_sandbox();
         let network = sandbox.is_some_and(|s| naming::host_network(self.pod) || !s.ips.is_empty());
@@ -362,9 +392,11 @@ impl Maker<'_> {
         let incomplete: Vec<&str> = specs
             .iter()
             .zip(init)
-            .filter(|(spec, status)| {
-                if naming::is_sidecar(spec) { status.started != Some(true) } else { !status.ready }
-            })
+            .filter(
+                |(spec, status)| {
+                    if naming::is_sidecar(spec) { status.started != Some(true) } else { !status.ready }
+                },
+            )
             .map(|(spec, _)| spec.name.as_str())
             .collect();
         let message = format!("containers with incomplete status: [{}]", incomplete.join(" "));
@@ -382,13 +414,17 @@ impl Maker<'_> {
             "Failed" => return Some(("PodFailed".into(), String::new())),
             _ => {}
         }
-        let sidecars = naming::init_containers(self.pod).iter().zip(init).filter(|(s, _)| naming::is_sidecar(s));
+        let sidecars =
+            naming::init_containers(self.pod).iter().zip(init).filter(|(s, _)| naming::is_sidecar(s));
         let all = sidecars.map(|(_, status)| status).chain(mains);
         let unready: Vec<&str> = all.filter(|c| !c.ready).map(|c| c.name.as_str()).collect();
         if unready.is_empty() {
             return None;
         }
-        Some(("ContainersNotReady".into(), format!("containers with unready status: [{}]", unready.join(" "))))
+        Some((
+            "ContainersNotReady".into(),
+            format!("containers with unready status: [{}]", unready.join(" ")),
+        ))
     }
 
     fn ready(&self, containers_ready: &Option<(String, String)>) -> Option<(String, String)> {
@@ -400,7 +436,12 @@ impl Maker<'_> {
         let open: Vec<String> = gates
             .iter()
             .filter(|gate| !known.iter().any(|c| c.type_ == gate.condition_type && c.status == "True"))
-            .map(|gate| format!("corresponding condition of pod readiness gate \"{}\" is not \"True\".", gate.condition_type))
+            .map(|gate| {
+                format!(
+                    "corresponding condition of pod readiness gate \"{}\" is not \"True\".",
+                    gate.condition_type
+                )
+            })
             .collect();
         if open.is_empty() { None } else { Some(("ReadinessGatesNotReady".into(), open.join(", "))) }
     }
@@ -408,7 +449,8 @@ impl Maker<'_> {
     fn condition(&self, kind: &str, ok: bool, why: Option<(String, String)>) -> PodCondition {
         let wanted = if ok { "True" } else { "False" };
         let known = self.pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-        let known = known.iter().chain(self.memory.inherited.conditions.iter().flatten()).find(|c| c.type_ == kind);
+        let known =
+            known.iter().chain(self.memory.inherited.conditions.iter().flatten()).find(|c| c.type_ == kind);
         let since = known.filter(|c| c.status == wanted).and_then(|c| c.last_transition_time.clone());
         let (reason, message) = why.unwrap_or_default();
         PodCondition {
