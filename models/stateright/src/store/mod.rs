@@ -1,0 +1,3 @@
+//! Models of the store's cores.
+
+pub mod kv;
