@@ -1,0 +1,338 @@
+//! Keeps all watch caches in step with the store: one list of `/registry/` in pages, then one watch of all of it.
+//!
+//! One stream means one revision for everything: who has waited for a revision sees every resource at it. After a lost
+//! stream (leader change) the watch resumes behind the last applied revision; only a compaction in between costs a
+//! relist, and that is turned into the changes it amounts to.
+//! Order: changes are applied to their caches first, then the revision is published, so no waiter reads too early.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use keelson_api::{RESOURCES, Status};
+use keelson_store_proto::client::{Etcd, WatchStream};
+use keelson_store_proto::etcdserverpb::watch_request::RequestUnion;
+use keelson_store_proto::etcdserverpb::{
+    RangeRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+};
+use keelson_store_proto::mvccpb::event::EventType;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::cache::Cache;
+
+/// Where everything of ours is.
+pub const ROOT: &str = "/registry/";
+/// Keys fetched at once while listing.
+const PAGE: i64 = 500;
+/// How long a silent stream is trusted before it is asked for progress.
+const ASK_PROGRESS: Duration = Duration::from_secs(5);
+/// A stream that answers nothing for so long is opened anew.
+const GIVE_UP: Duration = Duration::from_secs(15);
+
+/// All caches, and the revision they are at.
+pub struct Hub {
+    etcd: Arc<dyn Etcd>,
+    caches: HashMap<String, Arc<Cache>>,
+    revision: watch::Sender<i64>,
+    ask: Notify,
+}
+
+/// The key after a prefix: the end of its range.
+pub fn range_end(prefix: &str) -> Bytes {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last += 1;
+    }
+    end.into()
+}
+
+enum Ended {
+    Stop,
+    /// Resume behind this revision.
+    Lost(String),
+    /// The store forgot the revision to resume from.
+    Compacted,
+}
+
+impl Hub {
+    /// Empty caches for every stored resource.
+    pub fn new(etcd: Arc<dyn Etcd>) -> Arc<Hub> {
+        let dirs = RESOURCES.iter().filter_map(|r| r.storage.clone());
+        let caches = dirs.map(|dir| (dir.clone(), Arc::new(Cache::new(&dir)))).collect();
+        Arc::new(Hub { etcd, caches, revision: watch::Sender::new(0), ask: Notify::new() })
+    }
+
+    /// The cache of a directory (`Resource::storage`).
+    pub fn cache(&self, dir: &str) -> Option<&Arc<Cache>> {
+        self.caches.get(dir)
+    }
+
+    /// Every cache, in no order.
+    pub fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
+        self.caches.values()
+    }
+
+    /// Whether the first list is done.
+    pub fn ready(&self) -> bool {
+        *self.revision.borrow() > 0
+    }
+
+    /// The revision everything is at.
+    pub fn revision(&self) -> i64 {
+        *self.revision.borrow()
+    }
+
+    /// Wakes with every new revision.
+    pub fn subscribe(&self) -> watch::Receiver<i64> {
+        self.revision.subscribe()
+    }
+
+    /// Waits until the caches are at `revision` or later.
+    ///
+    /// # Errors
+    /// 504 with a hint to retry when that does not happen by the deadline.
+    pub async fn wait(&self, revision: i64, deadline: Instant) -> Result<(), Status> {
+        let mut seen = self.revision.subscribe();
+        // Usually the event is under way; a revision without one of ours needs asking.
+        loop {
+            if *seen.borrow_and_update() >= revision {
+                return Ok(());
+            }
+            let pause = Duration::from_millis(20);
+            match tokio::time::timeout(pause, seen.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Status::unavailable("the API server is stopping")),
+                Err(_) => self.ask.notify_one(),
+            }
+            if Instant::now() >= deadline {
+                return Err(too_large(revision, self.revision()));
+            }
+        }
+    }
+
+    /// The cache and the key below it of a store key.
+    fn place<'k>(&self, key: &'k str) -> Option<(&Arc<Cache>, &'k str)> {
+        let rest = key.strip_prefix(ROOT)?;
+        let mut end = ROOT.len();
+        for part in rest.split('/').take(2) {
+            end += part.len();
+            if let Some(cache) = self.caches.get(&key[..end]) {
+                return key.get(end + 1..).map(|below| (cache, below));
+            }
+            end += 1;
+        }
+        None
+    }
+
+    /// Runs until stopped. Returns only then.
+    pub async fn run(self: Arc<Hub>, stop: CancellationToken) {
+        let mut at = 0;
+        while !stop.is_cancelled() {
+            if at == 0 {
+                match self.list(&stop).await {
+                    Ok(revision) => at = revision,
+                    Err(error) => {
+                        tracing::warn!(error = error.message(), "listing the store failed; trying again");
+                        pause(&stop, Duration::from_millis(200)).await;
+                        continue;
+                    }
+                }
+            }
+            match self.follow(&mut at, &stop).await {
+                Ended::Stop => return,
+                Ended::Lost(why) => {
+                    tracing::info!(revision = at, why, "watch of the store lost; resuming");
+                    pause(&stop, Duration::from_millis(50)).await;
+                }
+                Ended::Compacted => at = 0,
+            }
+        }
+    }
+
+    /// Lists everything at one revision. The first time it fills the caches; later it applies the differences.
+    async fn list(&self, stop: &CancellationToken) -> Result<i64, tonic::Status> {
+        let first = !self.ready();
+        let mut held: HashMap<&str, BTreeMap<Box<str>, i64>> = HashMap::new();
+        if !first {
+            held = self.caches.iter().map(|(dir, cache)| (dir.as_str(), cache.revisions())).collect();
+        }
+        let (mut revision, mut from) = (0, Bytes::from_static(ROOT.as_bytes()));
+        loop {
+            if stop.is_cancelled() {
+                return Err(tonic::Status::cancelled("stopping"));
+            }
+            let request = RangeRequest {
+                key: from.clone(),
+                range_end: range_end(ROOT),
+                limit: PAGE,
+                revision,
+                ..RangeRequest::default()
+            };
+            let page = self.etcd.range(request).await?;
+            if revision == 0 {
+                revision = page.header.as_ref().map_or(0, |h| h.revision);
+            }
+            for kv in &page.kvs {
+                let Ok(key) = std::str::from_utf8(&kv.key) else { continue };
+                let Some((cache, below)) = self.place(key) else { continue };
+                if first {
+                    cache.load(below, &kv.value, kv.mod_revision);
+                } else if held.get_mut(cache.dir.as_str()).and_then(|h| h.remove(below)) != Some(kv.mod_revision) {
+                    cache.put(below, &kv.value, kv.mod_revision);
+                }
+            }
+            match page.kvs.last() {
+                Some(last) if page.more => {
+                    let mut next = last.key.to_vec();
+                    next.push(0);
+                    from = next.into();
+                }
+                _ => break,
+            }
+        }
+        self.finish_list(held, revision, first);
+        Ok(revision)
+    }
+
+    fn finish_list(&self, held: HashMap<&str, BTreeMap<Box<str>, i64>>, revision: i64, first: bool) {
+        for (dir, gone) in held {
+            let Some(cache) = self.caches.get(dir) else { continue };
+            for key in gone.keys() {
+                cache.remove(key, revision);
+            }
+        }
+        for cache in self.caches.values() {
+            if first { cache.loaded(revision) } else { cache.advance(revision) }
+        }
+        self.publish(revision);
+    }
+
+    fn publish(&self, revision: i64) {
+        self.revision.send_if_modified(|current| {
+            let newer = revision > *current;
+            *current = revision.max(*current);
+            newer
+        });
+    }
+
+    /// Follows the watch from behind `at`, moving `at` along.
+    async fn follow(&self, at: &mut i64, stop: &CancellationToken) -> Ended {
+        let opened = tokio::time::timeout(GIVE_UP, self.open(*at + 1)).await;
+        let (requests, mut answers) = match opened {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(status)) => return Ended::Lost(status.message().to_owned()),
+            Err(_) => return Ended::Lost("opening a watch took too long".to_owned()),
+        };
+        let mut heard = Instant::now();
+        let mut ask_at = heard + ASK_PROGRESS;
+        loop {
+            let answer = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ended::Stop,
+                answer = answers.recv() => answer,
+                () = self.ask.notified() => {
+                    // A full queue of requests means that asking is under way.
+                    let _ = requests.try_send(progress());
+                    continue;
+                }
+                () = tokio::time::sleep_until(ask_at) => {
+                    if heard.elapsed() > GIVE_UP {
+                        return Ended::Lost("no answer on the watch stream".to_owned());
+                    }
+                    if requests.try_send(progress()).is_err() {
+                        return Ended::Lost("the watch stream takes no requests".to_owned());
+                    }
+                    ask_at = Instant::now() + ASK_PROGRESS / 2;
+                    continue;
+                }
+            };
+            heard = Instant::now();
+            ask_at = heard + ASK_PROGRESS;
+            match answer {
+                None => return Ended::Lost("the stream ended".to_owned()),
+                Some(Err(status)) => return Ended::Lost(status.message().to_owned()),
+                Some(Ok(answer)) if answer.canceled => {
+                    if answer.compact_revision > 0 {
+                        return Ended::Compacted;
+                    }
+                    return Ended::Lost(answer.cancel_reason);
+                }
+                Some(Ok(answer)) => self.take(&answer, at),
+            }
+        }
+    }
+
+    async fn open(&self, from: i64) -> Result<WatchStream, tonic::Status> {
+        let (requests, answers) = self.etcd.watch().await?;
+        let create = WatchCreateRequest {
+            key: Bytes::from_static(ROOT.as_bytes()),
+            range_end: range_end(ROOT),
+            start_revision: from,
+            progress_notify: true,
+            ..WatchCreateRequest::default()
+        };
+        let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+        let gone = |_| tonic::Status::unavailable("the watch stream closed at once");
+        requests.send(request).await.map_err(gone)?;
+        Ok((requests, answers))
+    }
+
+    /// Applies one answer: all its events, then its revision. (Fragments are not asked for: a revision comes whole.)
+    fn take(&self, answer: &WatchResponse, at: &mut i64) {
+        let mut newest = 0;
+        for event in &answer.events {
+            let Some(kv) = &event.kv else { continue };
+            newest = newest.max(kv.mod_revision);
+            if kv.mod_revision <= *at {
+                continue;
+            }
+            let Ok(key) = std::str::from_utf8(&kv.key) else { continue };
+            let Some((cache, below)) = self.place(key) else { continue };
+            if event.r#type() == EventType::Delete {
+                cache.remove(below, kv.mod_revision);
+            } else {
+                cache.put(below, &kv.value, kv.mod_revision);
+            }
+        }
+        if answer.created {
+            return;
+        }
+        if answer.events.is_empty() {
+            // Progress: everything up to the header's revision has been sent.
+            newest = answer.header.as_ref().map_or(0, |h| h.revision);
+        }
+        if newest > *at {
+            *at = newest;
+            for cache in self.caches.values() {
+                cache.advance(newest);
+            }
+            self.publish(newest);
+        }
+    }
+}
+
+fn progress() -> WatchRequest {
+    WatchRequest { request_union: Some(RequestUnion::ProgressRequest(WatchProgressRequest {})) }
+}
+
+async fn pause(stop: &CancellationToken, time: Duration) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = tokio::time::sleep(time) => {}
+    }
+}
+
+/// 504 of a revision that is not here (yet).
+pub fn too_large(wanted: i64, current: i64) -> Status {
+    let message = format!("Too large resource version: {wanted}, current: {current}");
+    let mut status = Status::timeout(message.clone(), 1);
+    status.causes.push(keelson_api::Cause {
+        reason: "ResourceVersionTooLarge".to_owned(),
+        message: "Too large resource version".to_owned(),
+        field: String::new(),
+    });
+    status
+}
