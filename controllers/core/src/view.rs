@@ -7,6 +7,7 @@ use std::any::{Any, TypeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::Value;
 
 use crate::graph::Graph;
@@ -282,6 +283,8 @@ pub struct Watch {
     pub field_selector: Option<&'static str>,
     /// JSON to object; `managedFields` is dropped.
     pub decode: fn(&str) -> Result<AnyObject, serde_json::Error>,
+    /// The metadata of a decoded object.
+    pub metadata: fn(&AnyObject) -> Option<&ObjectMeta>,
     /// Makes the cache and its indexes.
     pub install: Vec<Box<dyn Fn(&mut View) + Send + Sync>>,
 }
@@ -296,6 +299,7 @@ impl Watch {
             namespace: None,
             field_selector: None,
             decode: decode::<K>,
+            metadata: |object| object.downcast_ref::<K>().map(|o| o.metadata()),
             install: vec![Box::new(|view| {
                 view.of_mut::<K>();
             })],
