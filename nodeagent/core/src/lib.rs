@@ -5,5 +5,6 @@
 //! The shells only carry them out.
 
 pub mod dns;
+pub mod network;
 pub mod pod;
 pub mod proxy;
