@@ -57,9 +57,19 @@ pub(crate) struct View<'a> {
 /// Answers a Range from a backend view that is at `state`'s applied index.
 /// Errors: revision compacted, or in the future.
 pub fn range(state: &State, read: &dyn Read, request: &RangeRequest) -> Result<RangeResponse, Error> {
-    check_revision(request.revision, state.revision, state.compact_revision)?;
-    let view = View { read, revision: state.revision, compact_revision: state.compact_revision };
-    Ok(view.range(request))
+    range_at(state.revision, state.compact_revision, read, request)
+}
+
+/// [`range`] for a shell that released the state: `read` is a snapshot taken when the two revisions were read.
+/// Errors: revision compacted, or in the future.
+pub fn range_at(
+    revision: i64,
+    compact_revision: i64,
+    read: &dyn Read,
+    request: &RangeRequest,
+) -> Result<RangeResponse, Error> {
+    check_revision(request.revision, revision, compact_revision)?;
+    Ok(View { read, revision, compact_revision }.range(request))
 }
 
 /// Errors: `revision` is compacted or in the future (0 or less = now, always fine).

@@ -21,7 +21,7 @@ pub struct KeyValue {
     pub lease: LeaseId,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Response {
     Put(PutResponse),
     DeleteRange(DeleteRangeResponse),
@@ -72,20 +72,20 @@ impl Response {
     }
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PutResponse {
     pub revision: i64,
     pub prev_kv: Option<KeyValue>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct DeleteRangeResponse {
     pub revision: i64,
     pub deleted: i64,
     pub prev_kvs: Vec<KeyValue>,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RangeResponse {
     /// The store's current revision, not the revision read at.
     pub revision: i64,
@@ -96,14 +96,14 @@ pub struct RangeResponse {
     pub count: i64,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct TxnResponse {
     pub revision: i64,
     pub succeeded: bool,
     pub responses: Vec<ResponseOp>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ResponseOp {
     Range(RangeResponse),
     Put(PutResponse),

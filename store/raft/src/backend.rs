@@ -1,0 +1,191 @@
+//! The seam below the state machine: stored state that can be read, changed in atomic batches, exported and replaced.
+//!
+//! Order of duties: `commit` makes a batch and its mark visible together; `flush` makes everything committed survive a
+//! crash (the log is purged only after it). `export` is a consistent picture of the moment of the call.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::ops::Bound;
+use std::ops::ControlFlow;
+use std::sync::{Mutex, RwLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use keelson_store_core::backend::{MemoryBackend, Visit};
+use keelson_store_core::{Cf, Read, Write};
+use tokio::sync::mpsc;
+
+/// The content of a snapshot on its way: chunks of a few hundred KiB; an error ends it.
+pub type Chunks = mpsc::Receiver<io::Result<Bytes>>;
+
+/// Stored state of one member.
+pub trait Backend: Read + Send + Sync + 'static {
+    /// A snapshot wholly received and checked, ready to install.
+    type Incoming: Send + 'static;
+
+    /// Applies the writes and replaces the mark (which log entry they end at), atomically.
+    ///
+    /// # Errors
+    /// IO; the member must stop.
+    fn commit(&self, writes: &[Write], mark: &[u8]) -> io::Result<()>;
+
+    /// The mark of the newest commit.
+    ///
+    /// # Errors
+    /// IO.
+    fn mark(&self) -> io::Result<Option<Bytes>>;
+
+    /// Returns when all commits so far survive a crash.
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Everything stored, as of this call, mark excluded.
+    ///
+    /// # Errors
+    /// IO.
+    fn export(&self) -> io::Result<Chunks>;
+
+    /// Takes in what another member's `export` produced, durably, without touching the state.
+    fn receive(&self, chunks: Chunks) -> impl Future<Output = io::Result<Self::Incoming>> + Send;
+
+    /// Replaces the state by a received snapshot and sets the mark; a crash in between must end in the old or the new.
+    fn install(&self, incoming: Self::Incoming, mark: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
+}
+
+/// Records of a snapshot stream: family (1 byte), key length, value length (4 bytes each), key, value.
+pub fn encode_record(out: &mut BytesMut, cf: Cf, key: &[u8], value: &[u8]) {
+    out.reserve(9 + key.len() + value.len());
+    out.put_u8(cf as u8);
+    out.put_u32(key.len() as u32);
+    out.put_u32(value.len() as u32);
+    out.put_slice(key);
+    out.put_slice(value);
+}
+
+/// Takes the next record off the front; `None` when it is not complete yet.
+///
+/// # Errors
+/// The family does not exist: not a snapshot of ours.
+pub fn decode_record(buffer: &mut BytesMut) -> io::Result<Option<(Cf, Bytes, Bytes)>> {
+    if buffer.len() < 9 {
+        return Ok(None);
+    }
+    let number = |at: usize| u32::from_be_bytes(buffer[at..at + 4].try_into().expect("four bytes")) as usize;
+    let (key, value) = (number(1), number(5));
+    if buffer.len() < 9 + key + value {
+        return Ok(None);
+    }
+    let Some(cf) = Cf::ALL.into_iter().find(|cf| *cf as u8 == buffer[0]) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "snapshot stream names an unknown column family"));
+    };
+    let mut record = buffer.split_to(9 + key + value).freeze();
+    let _head = record.split_to(9);
+    let key = record.split_to(key);
+    Ok(Some((cf, key, record)))
+}
+
+/// How much of a snapshot goes into one chunk, bytes.
+pub const CHUNK: usize = 256 * 1024;
+
+/// The backend in memory, for tests and simulation: `flush` copies the state to what `crash` leaves.
+#[derive(Default)]
+pub struct MemoryStore {
+    live: RwLock<Contents>,
+    durable: Mutex<Contents>,
+}
+
+#[derive(Clone, Default)]
+struct Contents {
+    state: MemoryBackend,
+    mark: Option<Bytes>,
+}
+
+impl MemoryStore {
+    /// What a machine that loses power now finds after its restart.
+    pub fn crash(&self) -> MemoryStore {
+        let durable = self.durable.lock().expect("no panic while locked").clone();
+        MemoryStore { live: RwLock::new(durable.clone()), durable: Mutex::new(durable) }
+    }
+
+    /// A copy of the live state.
+    pub fn contents(&self) -> MemoryBackend {
+        self.live.read().expect("no panic while locked").state.clone()
+    }
+}
+
+impl Read for MemoryStore {
+    fn get(&self, cf: Cf, key: &[u8]) -> Option<Bytes> {
+        self.live.read().expect("no panic while locked").state.get(cf, key)
+    }
+
+    fn scan(&self, cf: Cf, from: Bound<&[u8]>, to: Bound<&[u8]>, reverse: bool, visit: Visit<'_>) {
+        self.live.read().expect("no panic while locked").state.scan(cf, from, to, reverse, visit);
+    }
+}
+
+impl Backend for MemoryStore {
+    type Incoming = BTreeMap<(u8, Bytes), (Cf, Bytes)>;
+
+    fn commit(&self, writes: &[Write], mark: &[u8]) -> io::Result<()> {
+        let mut live = self.live.write().expect("no panic while locked");
+        live.state.write(writes);
+        live.mark = Some(Bytes::copy_from_slice(mark));
+        Ok(())
+    }
+
+    fn mark(&self) -> io::Result<Option<Bytes>> {
+        Ok(self.live.read().expect("no panic while locked").mark.clone())
+    }
+
+    async fn flush(&self) -> io::Result<()> {
+        let live = self.live.read().expect("no panic while locked").clone();
+        *self.durable.lock().expect("no panic while locked") = live;
+        Ok(())
+    }
+
+    fn export(&self) -> io::Result<Chunks> {
+        let state = self.contents();
+        let mut chunks = vec![BytesMut::new()];
+        for cf in Cf::ALL {
+            state.scan(cf, Bound::Unbounded, Bound::Unbounded, false, &mut |key, value| {
+                if chunks.last().is_none_or(|last| last.len() >= CHUNK) {
+                    chunks.push(BytesMut::new());
+                }
+                if let Some(last) = chunks.last_mut() {
+                    encode_record(last, cf, key, value);
+                }
+                ControlFlow::Continue(())
+            });
+        }
+        let (sender, receiver) = mpsc::channel(chunks.len());
+        for chunk in chunks {
+            let sent = sender.try_send(Ok(chunk.freeze()));
+            assert!(sent.is_ok(), "the channel has room for every chunk");
+        }
+        Ok(receiver)
+    }
+
+    async fn receive(&self, mut chunks: Chunks) -> io::Result<Self::Incoming> {
+        let mut incoming = BTreeMap::new();
+        let mut buffer = BytesMut::new();
+        while let Some(chunk) = chunks.recv().await {
+            buffer.extend_from_slice(&chunk?);
+            while let Some((cf, key, value)) = decode_record(&mut buffer)? {
+                incoming.insert((cf as u8, key), (cf, value));
+            }
+        }
+        if buffer.is_empty() { Ok(incoming) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    async fn install(&self, incoming: Self::Incoming, mark: &[u8]) -> io::Result<()> {
+        let mut state = MemoryBackend::default();
+        let writes: Vec<Write> = incoming
+            .into_iter()
+            .map(|((_, key), (cf, value))| Write { cf, key, value: Some(value) })
+            .collect();
+        state.write(&writes);
+        let contents = Contents { state, mark: Some(Bytes::copy_from_slice(mark)) };
+        *self.durable.lock().expect("no panic while locked") = contents.clone();
+        *self.live.write().expect("no panic while locked") = contents;
+        Ok(())
+    }
+}

@@ -1,0 +1,123 @@
+//! Read index: the log position a linearizable read must wait for, asked once for all reads that wait.
+//!
+//! Reads that arrive while a round is under way wait for the next one: a round begun before a read may miss a write that
+//! was acknowledged before the read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use keelson_store_core::Error;
+use openraft::AsyncRuntime;
+use openraft::errors::{LinearizableReadError, RaftError};
+use openraft::raft::ReadPolicy;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::backend::Backend;
+use crate::network::{Reply, Request, Transport};
+use crate::replica::Replica;
+
+/// Reads that may wait; above it callers wait.
+const QUEUE: usize = 4096;
+/// Pause before asking again after a failed round.
+const AGAIN: Duration = Duration::from_millis(20);
+
+pub(crate) struct Waiter {
+    answer: oneshot::Sender<Result<u64, Error>>,
+    deadline: Instant,
+}
+
+/// The entrance of the queue.
+#[derive(Clone)]
+pub struct Reads {
+    waiters: mpsc::Sender<Waiter>,
+    timeout: Duration,
+}
+
+impl Reads {
+    pub(crate) fn new(timeout: Duration) -> (Reads, mpsc::Receiver<Waiter>) {
+        let (waiters, receiver) = mpsc::channel(QUEUE);
+        (Reads { waiters, timeout }, receiver)
+    }
+
+    /// The index a read that begins now must see applied.
+    ///
+    /// # Errors
+    /// No leader, timeout, stopped.
+    pub async fn index(&self) -> Result<u64, Error> {
+        let (answer, receiver) = oneshot::channel();
+        let deadline = Instant::now() + self.timeout;
+        let waiting = async {
+            self.waiters.send(Waiter { answer, deadline }).await.map_err(|_| Error::Stopped)?;
+            receiver.await.map_err(|_| Error::Stopped)?
+        };
+        tokio::time::timeout_at(deadline, waiting).await.unwrap_or(Err(Error::Timeout))
+    }
+}
+
+/// The task: one round for all that wait, again and again.
+pub(crate) async fn run<R, B, T>(replica: Arc<Replica<R, B, T>>, mut waiters: mpsc::Receiver<Waiter>)
+where
+    R: AsyncRuntime,
+    B: Backend,
+    T: Transport<R>,
+{
+    while let Some(first) = waiters.recv().await {
+        let mut round = vec![first];
+        while let Ok(waiter) = waiters.try_recv() {
+            round.push(waiter);
+        }
+        let Some(deadline) = round.iter().map(|waiter| waiter.deadline).max() else { continue };
+        let index = ask(&replica, deadline).await;
+        for waiter in round {
+            // A reader that gave up needs no answer.
+            let _ = waiter.answer.send(index);
+        }
+    }
+}
+
+async fn ask<R, B, T>(replica: &Replica<R, B, T>, deadline: Instant) -> Result<u64, Error>
+where
+    R: AsyncRuntime,
+    B: Backend,
+    T: Transport<R>,
+{
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if replica.is_leader() {
+            match tokio::time::timeout(left, here(replica)).await {
+                Ok(Ok(index)) => return Ok(index),
+                Ok(Err(Error::Stopped)) => return Err(Error::Stopped),
+                Ok(Err(_)) => {}
+                Err(_) => return Err(Error::Timeout),
+            }
+        } else if let Some((leader, node)) = replica.leader()
+            && let Ok(Reply::ReadIndex(Ok(index))) =
+                replica.transport.call(leader, &node, Request::ReadIndex, left.min(replica.patience())).await
+        {
+            return Ok(index);
+        }
+        if Instant::now() + AGAIN >= deadline {
+            return Err(if replica.leader().is_none() { Error::NoLeader } else { Error::Timeout });
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// The read index of this member as leader.
+///
+/// # Errors
+/// Not (or no longer surely) the leader; stopped.
+pub(crate) async fn here<R, B, T>(replica: &Replica<R, B, T>) -> Result<u64, Error>
+where
+    R: AsyncRuntime,
+    B: Backend,
+    T: Transport<R>,
+{
+    match replica.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+        Ok((read, _)) => Ok(read.index()),
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Err(Error::NotLeader),
+        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(Error::NoLeader),
+        Err(RaftError::Fatal(_)) => Err(Error::Stopped),
+    }
+}
