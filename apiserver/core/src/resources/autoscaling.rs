@@ -1,0 +1,157 @@
+//! HorizontalPodAutoscalers, version 2.
+
+use super::Strategy;
+use crate::validate::{non_negative, one_of};
+use crate::value::{at, default, int, is_empty, items, set, text};
+use keelson_api::{ErrorList, FieldError, Path, Quantity, names};
+use serde_json::{Value, json};
+
+pub struct HorizontalPodAutoscalers;
+
+impl Strategy for HorizontalPodAutoscalers {
+    fn default(&self, object: &mut Value) {
+        default(object, "spec.minReplicas", 1);
+        if is_empty(at(object, "spec.metrics")) {
+            let cpu = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
+            set(object, "spec.metrics", cpu);
+        }
+        if at(object, "spec.behavior").is_object() {
+            behavior(&mut object["spec"]["behavior"]);
+        }
+    }
+    fn validate(&self, object: &Value, errors: &mut ErrorList) {
+        let (spec, path) = (&object["spec"], Path::new("spec"));
+        let (min, max) = (int(spec, "minReplicas"), int(spec, "maxReplicas"));
+        if !spec["minReplicas"].is_null() && min < 1 {
+            errors.push(FieldError::invalid(&path.child("minReplicas"), min, "must be greater than or equal to 1"));
+        }
+        if max < 1 {
+            errors.push(FieldError::invalid(&path.child("maxReplicas"), max, "must be greater than 0"));
+        }
+        if !spec["minReplicas"].is_null() && max < min {
+            let detail = "must be greater than or equal to `minReplicas`";
+            errors.push(FieldError::invalid(&path.child("maxReplicas"), max, detail));
+        }
+        reference(&spec["scaleTargetRef"], &path.child("scaleTargetRef"), errors);
+        for (i, m) in items(spec, "metrics").iter().enumerate() {
+            metric(m, &path.child("metrics").index(i), errors);
+        }
+        for side in ["scaleUp", "scaleDown"] {
+            rules(&spec["behavior"][side], &path.child("behavior").child(side), errors);
+        }
+    }
+}
+
+/// Rules that are given are completed, and those that are not are made.
+fn behavior(behavior: &mut Value) {
+    default(behavior, "scaleUp", json!({}));
+    default(behavior, "scaleDown", json!({}));
+    default(behavior, "scaleUp.stabilizationWindowSeconds", 0);
+    default(behavior, "scaleUp.selectPolicy", "Max");
+    default(behavior, "scaleDown.selectPolicy", "Max");
+    if at(behavior, "scaleUp.policies").is_null() {
+        let policies = json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]);
+        set(behavior, "scaleUp.policies", policies);
+    }
+    if at(behavior, "scaleDown.policies").is_null() {
+        set(behavior, "scaleDown.policies", json!([{"type": "Percent", "value": 100, "periodSeconds": 15}]));
+    }
+}
+
+fn reference(r: &Value, path: &Path, errors: &mut ErrorList) {
+    for field in ["kind", "name"] {
+        if text(r, field).is_empty() {
+            errors.push(FieldError::required(&path.child(field), ""));
+        } else {
+            for problem in names::path_segment(text(r, field)) {
+                errors.push(FieldError::invalid(&path.child(field), text(r, field), &problem));
+            }
+        }
+    }
+}
+
+const SOURCES: [(&str, &str); 5] = [
+    ("ContainerResource", "containerResource"),
+    ("External", "external"),
+    ("Object", "object"),
+    ("Pods", "pods"),
+    ("Resource", "resource"),
+];
+
+fn metric(m: &Value, path: &Path, errors: &mut ErrorList) {
+    let kind = text(m, "type");
+    if kind.is_empty() {
+        errors.push(FieldError::required(&path.child("type"), "must specify a metric source type"));
+    } else {
+        let kinds: Vec<&str> = SOURCES.iter().map(|(k, _)| *k).collect();
+        one_of(kind, &kinds, &path.child("type"), errors);
+    }
+    let given: Vec<&str> = SOURCES.iter().map(|(_, f)| *f).filter(|f| !m[*f].is_null()).collect();
+    for extra in given.iter().skip(1) {
+        errors.push(FieldError::forbidden(&path.child(extra), "must populate the given metric source only"));
+    }
+    if let Some((_, field)) = SOURCES.iter().find(|(k, _)| *k == kind)
+        && m[*field].is_null()
+    {
+        errors.push(FieldError::required(&path.child(field), "must populate information for the given metric source"));
+    }
+    for field in given {
+        let (source, path) = (&m[field], path.child(field));
+        if field == "resource" || field == "containerResource" {
+            crate::validate::required(source, "name", &path, errors);
+        } else {
+            crate::validate::required(&source["metric"], "name", &path.child("metric"), errors);
+        }
+        target(&source["target"], &path.child("target"), errors);
+    }
+}
+
+fn target(t: &Value, path: &Path, errors: &mut ErrorList) {
+    let kind = text(t, "type");
+    if kind.is_empty() {
+        errors.push(FieldError::required(&path.child("type"), "must specify a metric target type"));
+    } else {
+        one_of(kind, &["AverageValue", "Utilization", "Value"], &path.child("type"), errors);
+    }
+    if let Some(n) = t["averageUtilization"].as_i64().filter(|n| *n < 1) {
+        errors.push(FieldError::invalid(&path.child("averageUtilization"), n, "must be greater than 0"));
+    }
+    for field in ["value", "averageValue"] {
+        if Quantity::from_value(&t[field]).is_ok_and(|q| q.is_zero() || q.is_negative()) {
+            errors.push(FieldError::invalid(&path.child(field), t[field].clone(), "must be positive"));
+        }
+    }
+}
+
+fn rules(r: &Value, path: &Path, errors: &mut ErrorList) {
+    if r.is_null() {
+        return;
+    }
+    if let Some(n) = r["stabilizationWindowSeconds"].as_i64() {
+        let at_window = path.child("stabilizationWindowSeconds");
+        non_negative(n, &at_window, errors);
+        if n > 3600 {
+            errors.push(FieldError::invalid(&at_window, n, "must be less than or equal to 3600"));
+        }
+    }
+    if let Some(policy) = r["selectPolicy"].as_str() {
+        one_of(policy, &["Disabled", "Max", "Min"], &path.child("selectPolicy"), errors);
+    }
+    let policies = items(r, "policies");
+    if policies.is_empty() {
+        errors.push(FieldError::required(&path.child("policies"), "must specify at least one Policy"));
+    }
+    for (i, p) in policies.iter().enumerate() {
+        let at_i = path.child("policies").index(i);
+        one_of(text(p, "type"), &["Percent", "Pods"], &at_i.child("type"), errors);
+        if int(p, "value") <= 0 {
+            errors.push(FieldError::invalid(&at_i.child("value"), int(p, "value"), "must be greater than zero"));
+        }
+        let period = int(p, "periodSeconds");
+        if period <= 0 {
+            errors.push(FieldError::invalid(&at_i.child("periodSeconds"), period, "must be greater than zero"));
+        } else if period > 1800 {
+            errors.push(FieldError::invalid(&at_i.child("periodSeconds"), period, "must be less than or equal to 1800"));
+        }
+    }
+}

@@ -1,0 +1,888 @@
+//! Validation of pods and pod templates.
+
+use super::volumes;
+use crate::validate::{label_selector, non_negative, one_of, one_of_if_set};
+use crate::value::{at, int, items, text};
+use keelson_api::{ErrorList, FieldError, Path, Quantity, names};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// A whole pod (metadata is done by the caller).
+pub fn pod(pod: &Value, errors: &mut ErrorList) {
+    spec(&pod["spec"], &Path::new("spec"), errors);
+    if let Some(ephemeral) = pod["spec"]["ephemeralContainers"].as_array().filter(|l| !l.is_empty()) {
+        super::pod_update::check_ephemeral(&pod["spec"], ephemeral, errors);
+    }
+}
+
+/// A `PodTemplateSpec`.
+pub fn template(template: &Value, path: &Path, errors: &mut ErrorList) {
+    let meta = path.child("metadata");
+    crate::meta::labels(at(template, "metadata.labels"), &meta.child("labels"), errors);
+    crate::meta::annotations(at(template, "metadata.annotations"), &meta.child("annotations"), errors);
+    spec(&template["spec"], &path.child("spec"), errors);
+}
+
+/// A `PodSpec`.
+pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let volume_names = self::volumes(spec, &path.child("volumes"), errors);
+    let mut seen = BTreeSet::new();
+    let containers = items(spec, "containers");
+    if containers.is_empty() {
+        errors.push(FieldError::required(&path.child("containers"), ""));
+    }
+    for (i, c) in containers.iter().enumerate() {
+        container(spec, c, &path.child("containers").index(i), &volume_names, &mut seen, false, errors);
+    }
+    for (i, c) in items(spec, "initContainers").iter().enumerate() {
+        container(spec, c, &path.child("initContainers").index(i), &volume_names, &mut seen, true, errors);
+    }
+    let policies = ["Always", "OnFailure", "Never"];
+    match text(spec, "restartPolicy") {
+        "" => errors.push(FieldError::required(&path.child("restartPolicy"), "")),
+        p => one_of(p, &policies, &path.child("restartPolicy"), errors),
+    }
+    let dns = ["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"];
+    match text(spec, "dnsPolicy") {
+        "" => errors.push(FieldError::required(&path.child("dnsPolicy"), "")),
+        p => one_of(p, &dns, &path.child("dnsPolicy"), errors),
+    }
+    dns_config(spec, path, errors);
+    crate::meta::labels(&spec["nodeSelector"], &path.child("nodeSelector"), errors);
+    identity(spec, path, errors);
+    if let Some(n) = spec["activeDeadlineSeconds"].as_i64().filter(|n| !(1..=i64::from(i32::MAX)).contains(n)) {
+        errors.push(FieldError::invalid(&path.child("activeDeadlineSeconds"), n, "must be between 1 and 2147483647, inclusive"));
+    }
+    tolerations(items(spec, "tolerations"), &path.child("tolerations"), errors);
+    affinity(&spec["affinity"], &path.child("affinity"), errors);
+    topology_spread(spec, &path.child("topologySpreadConstraints"), errors);
+    readiness_gates(spec, path, errors);
+    host_ports(spec, path, errors);
+    pod_security(spec, path, errors);
+    host_aliases(spec, path, errors);
+}
+
+fn identity(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    for field in ["serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName"] {
+        let value = text(spec, field);
+        if !value.is_empty() {
+            for problem in names::dns1123_subdomain(value) {
+                errors.push(FieldError::invalid(&path.child(field), value, &problem));
+            }
+        }
+    }
+    for field in ["hostname", "subdomain"] {
+        let value = text(spec, field);
+        if !value.is_empty() {
+            for problem in names::dns1123_label(value) {
+                errors.push(FieldError::invalid(&path.child(field), value, &problem));
+            }
+        }
+    }
+    for (i, s) in items(spec, "imagePullSecrets").iter().enumerate() {
+        if text(s, "name").is_empty() {
+            errors.push(FieldError::required(&path.child("imagePullSecrets").index(i).child("name"), ""));
+        }
+    }
+    one_of_if_set(&spec["preemptionPolicy"], &["PreemptLowerPriority", "Never"], &path.child("preemptionPolicy"), errors);
+}
+
+fn dns_config(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let config = &spec["dnsConfig"];
+    let path = path.child("dnsConfig");
+    let servers = items(config, "nameservers");
+    if text(spec, "dnsPolicy") == "None" && servers.is_empty() {
+        let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+        errors.push(FieldError::required(&path.child("nameservers"), detail));
+    }
+    if servers.len() > 3 {
+        let detail = "must not have more than 3 nameservers";
+        errors.push(FieldError::invalid(&path.child("nameservers"), at(config, "nameservers").clone(), detail));
+    }
+    for (i, s) in servers.iter().enumerate() {
+        crate::validate::ip(s.as_str().unwrap_or(""), &path.child("nameservers").index(i), errors);
+    }
+    for (i, o) in items(config, "options").iter().enumerate() {
+        if text(o, "name").is_empty() {
+            errors.push(FieldError::required(&path.child("options").index(i), "must not be empty"));
+        }
+    }
+}
+
+fn volumes(spec: &Value, path: &Path, errors: &mut ErrorList) -> BTreeSet<String> {
+    let mut names_seen = BTreeSet::new();
+    for (i, v) in items(spec, "volumes").iter().enumerate() {
+        let at_i = path.index(i);
+        let before = errors.len();
+        volume_source(v, &at_i, errors);
+        let name = text(v, "name");
+        if name.is_empty() {
+            errors.push(FieldError::required(&at_i.child("name"), ""));
+        } else {
+            for problem in names::dns1123_label(name) {
+                errors.push(FieldError::invalid(&at_i.child("name"), name, &problem));
+            }
+        }
+        if names_seen.contains(name) {
+            errors.push(FieldError::duplicate(&at_i.child("name"), name));
+        }
+        if errors.len() == before {
+            names_seen.insert(name.to_string());
+        }
+    }
+    names_seen
+}
+
+fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
+    let sources = volumes::sources(v);
+    if sources.is_empty() {
+        errors.push(FieldError::required(path, "must specify a volume type"));
+    }
+    for extra in sources.iter().skip(1) {
+        errors.push(FieldError::forbidden(&path.child(extra), "may not specify more than 1 volume type"));
+    }
+    let Some(first) = sources.first() else { return };
+    let (source, path) = (&v[*first], path.child(first));
+    match *first {
+        "hostPath" => {
+            if text(source, "path").is_empty() {
+                errors.push(FieldError::required(&path.child("path"), ""));
+            } else if text(source, "path").split('/').any(|p| p == "..") {
+                errors.push(FieldError::invalid(&path.child("path"), text(source, "path"), "must not contain '..'"));
+            }
+            let kinds = ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
+            if !kinds.contains(&text(source, "type")) {
+                errors.push(FieldError::not_supported(
+                    &path.child("type"),
+                    text(source, "type"),
+                    &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"],
+                ));
+            }
+        }
+        "emptyDir" => {
+            crate::validate::non_negative_quantity(&source["sizeLimit"], &path.child("sizeLimit"), errors);
+        }
+        "secret" => {
+            crate::validate::required(source, "secretName", &path, errors);
+            modes_and_items(source, &path, errors);
+        }
+        "configMap" => {
+            crate::validate::required(source, "name", &path, errors);
+            modes_and_items(source, &path, errors);
+        }
+        "persistentVolumeClaim" => {
+            crate::validate::required(source, "claimName", &path, errors);
+        }
+        "nfs" => {
+            crate::validate::required(source, "server", &path, errors);
+            if crate::validate::required(source, "path", &path, errors) && !text(source, "path").starts_with('/') {
+                errors.push(FieldError::invalid(&path.child("path"), text(source, "path"), "must be an absolute path"));
+            }
+        }
+        "downwardAPI" => {
+            mode(&source["defaultMode"], &path.child("defaultMode"), errors);
+            for (i, item) in items(source, "items").iter().enumerate() {
+                downward_item(item, &path.child("items").index(i), errors);
+            }
+        }
+        "projected" => {
+            mode(&source["defaultMode"], &path.child("defaultMode"), errors);
+            for (i, s) in items(source, "sources").iter().enumerate() {
+                projection(s, &path.child("sources").index(i), errors);
+            }
+        }
+        "csi" => {
+            crate::validate::required(source, "driver", &path, errors);
+        }
+        _ => {}
+    }
+}
+
+fn projection(s: &Value, path: &Path, errors: &mut ErrorList) {
+    let kinds: Vec<&str> = ["secret", "downwardAPI", "configMap", "serviceAccountToken", "clusterTrustBundle"]
+        .into_iter()
+        .filter(|k| !s[*k].is_null())
+        .collect();
+    if kinds.len() > 1 {
+        errors.push(FieldError::forbidden(path, "may not specify more than 1 volume type"));
+    }
+    for kind in kinds {
+        let (source, path) = (&s[kind], path.child(kind));
+        match kind {
+            "secret" | "configMap" => {
+                crate::validate::required(source, "name", &path, errors);
+                key_items(source, &path, errors);
+            }
+            "downwardAPI" => {
+                for (i, item) in items(source, "items").iter().enumerate() {
+                    downward_item(item, &path.child("items").index(i), errors);
+                }
+            }
+            "serviceAccountToken" => {
+                crate::validate::required(source, "path", &path, errors);
+                let seconds = int(source, "expirationSeconds");
+                if seconds < 600 {
+                    let detail = "may not specify a duration less than 10 minutes";
+                    errors.push(FieldError::invalid(&path.child("expirationSeconds"), seconds, detail));
+                } else if seconds > 1 << 32 {
+                    let detail = "may not specify a duration larger than 2^32 seconds";
+                    errors.push(FieldError::invalid(&path.child("expirationSeconds"), seconds, detail));
+                }
+                relative_path(text(source, "path"), &path.child("path"), errors);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn mode(value: &Value, path: &Path, errors: &mut ErrorList) {
+    if let Some(m) = value.as_i64().filter(|m| !(0..=0o777).contains(m)) {
+        errors.push(FieldError::invalid(path, m, "must be a number between 0 and 0777 (octal), both inclusive"));
+    }
+}
+
+fn modes_and_items(source: &Value, path: &Path, errors: &mut ErrorList) {
+    mode(&source["defaultMode"], &path.child("defaultMode"), errors);
+    key_items(source, path, errors);
+}
+
+fn key_items(source: &Value, path: &Path, errors: &mut ErrorList) {
+    for (i, item) in items(source, "items").iter().enumerate() {
+        let at_i = path.child("items").index(i);
+        crate::validate::required(item, "key", &at_i, errors);
+        if crate::validate::required(item, "path", &at_i, errors) {
+            relative_path(text(item, "path"), &at_i.child("path"), errors);
+        }
+        mode(&item["mode"], &at_i.child("mode"), errors);
+    }
+}
+
+fn relative_path(p: &str, path: &Path, errors: &mut ErrorList) {
+    if p.starts_with('/') {
+        errors.push(FieldError::invalid(path, p, "must be a relative path"));
+    }
+    if p.split('/').any(|part| part == "..") {
+        errors.push(FieldError::invalid(path, p, "must not contain '..'"));
+    }
+    if p.starts_with("..") && !p.starts_with("../") && p != ".." {
+        errors.push(FieldError::invalid(path, p, "must not start with '..'"));
+    }
+}
+
+fn downward_item(item: &Value, path: &Path, errors: &mut ErrorList) {
+    if crate::validate::required(item, "path", path, errors) {
+        relative_path(text(item, "path"), &path.child("path"), errors);
+    }
+    if !item["fieldRef"].is_null() {
+        field_ref(&item["fieldRef"], &path.child("fieldRef"), &VOLUME_FIELDS, errors);
+        if !item["resourceFieldRef"].is_null() {
+            let detail = "fieldRef and resourceFieldRef can not be specified simultaneously";
+            errors.push(FieldError::invalid(path, "resource", detail));
+        }
+    } else if item["resourceFieldRef"].is_null() {
+        errors.push(FieldError::required(path, "one of fieldRef and resourceFieldRef is required"));
+    }
+    mode(&item["mode"], &path.child("mode"), errors);
+}
+
+const VOLUME_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const ENV_FIELDS: [&str; 9] = [
+    "metadata.name",
+    "metadata.namespace",
+    "metadata.uid",
+    "spec.nodeName",
+    "spec.serviceAccountName",
+    "status.hostIP",
+    "status.hostIPs",
+    "status.podIP",
+    "status.podIPs",
+];
+
+fn field_ref(reference: &Value, path: &Path, supported: &[&str], errors: &mut ErrorList) {
+    if !crate::validate::required(reference, "apiVersion", path, errors) {
+        return;
+    }
+    if !crate::validate::required(reference, "fieldPath", path, errors) {
+        return;
+    }
+    let field = text(reference, "fieldPath");
+    if let Some((base, rest)) = field.split_once('[') {
+        let key = rest.trim_end_matches(']').trim_matches(|c| c == '\'' || c == '"');
+        if base == "metadata.annotations" || base == "metadata.labels" {
+            for problem in names::qualified_name(&key.to_lowercase()) {
+                errors.push(FieldError::invalid(path, key, &problem));
+            }
+        } else {
+            errors.push(FieldError::invalid(path, field, "does not support subscript"));
+        }
+        return;
+    }
+    if text(reference, "apiVersion") != "v1" {
+        let detail = format!("error converting fieldPath: unsupported pod version: {}", text(reference, "apiVersion"));
+        errors.push(FieldError::invalid(&path.child("fieldPath"), field, &detail));
+        return;
+    }
+    let known = ENV_FIELDS.contains(&field)
+        || VOLUME_FIELDS.contains(&field)
+        || ["spec.restartPolicy", "status.phase", "spec.schedulerName", "spec.host"].contains(&field);
+    if !known {
+        let detail = format!("error converting fieldPath: field label not supported: {field}");
+        errors.push(FieldError::invalid(&path.child("fieldPath"), field, &detail));
+    } else if !supported.contains(&field) {
+        errors.push(FieldError::not_supported(&path.child("fieldPath"), field, supported));
+    }
+}
+
+fn container(
+    spec: &Value,
+    c: &Value,
+    path: &Path,
+    volumes: &BTreeSet<String>,
+    seen: &mut BTreeSet<String>,
+    init: bool,
+    errors: &mut ErrorList,
+) {
+    let name = text(c, "name");
+    if name.is_empty() {
+        errors.push(FieldError::required(&path.child("name"), ""));
+    } else {
+        for problem in names::dns1123_label(name) {
+            errors.push(FieldError::invalid(&path.child("name"), name, &problem));
+        }
+    }
+    if !name.is_empty() && !seen.insert(name.to_string()) {
+        errors.push(FieldError::duplicate(&path.child("name"), name));
+    }
+    container_common(spec, c, path, volumes, errors);
+    let restartable = text(c, "restartPolicy") == "Always";
+    if init {
+        one_of_if_set(&c["restartPolicy"], &["Always"], &path.child("restartPolicy"), errors);
+    } 
+    for probe_name in ["livenessProbe", "readinessProbe", "startupProbe"] {
+        let value = &c[probe_name];
+        if value.is_null() {
+            continue;
+        }
+        if init && !restartable {
+            let detail = "must not be set for init containers without restartPolicy=Always";
+            errors.push(FieldError::forbidden(&path.child(probe_name), detail));
+            continue;
+        }
+        probe(value, &path.child(probe_name), errors);
+        let success = int(value, "successThreshold");
+        if probe_name != "readinessProbe" && success != 1 {
+            errors.push(FieldError::invalid(&path.child(probe_name).child("successThreshold"), success, "must be 1"));
+        }
+    }
+    for hook in ["postStart", "preStop"] {
+        let value = &c["lifecycle"][hook];
+        if value.is_null() {
+            continue;
+        }
+        if init && !restartable {
+            let detail = "may not be set for init containers without restartPolicy=Always";
+            errors.push(FieldError::forbidden(&path.child("lifecycle"), detail));
+            continue;
+        }
+        handler(value, &["exec", "httpGet", "tcpSocket", "sleep"], &path.child("lifecycle").child(hook), errors);
+    }
+}
+
+/// What every kind of container obeys.
+pub fn container_common(spec: &Value, c: &Value, path: &Path, volumes: &BTreeSet<String>, errors: &mut ErrorList) {
+    let image = text(c, "image");
+    if image.is_empty() {
+        errors.push(FieldError::required(&path.child("image"), ""));
+    } else if image != image.trim() {
+        errors.push(FieldError::invalid(&path.child("image"), image, "must not have leading or trailing whitespace"));
+    }
+    match text(c, "terminationMessagePolicy") {
+        "" => errors.push(FieldError::required(&path.child("terminationMessagePolicy"), "")),
+        p => one_of(p, &["FallbackToLogsOnError", "File"], &path.child("terminationMessagePolicy"), errors),
+    }
+    match text(c, "imagePullPolicy") {
+        "" => errors.push(FieldError::required(&path.child("imagePullPolicy"), "")),
+        p => one_of(p, &["Always", "IfNotPresent", "Never"], &path.child("imagePullPolicy"), errors),
+    }
+    ports(items(c, "ports"), &path.child("ports"), errors);
+    env(items(c, "env"), &path.child("env"), errors);
+    env_from(items(c, "envFrom"), &path.child("envFrom"), errors);
+    mounts(spec, c, path, volumes, errors);
+    resources(&c["resources"], &path.child("resources"), errors);
+    security_context(&c["securityContext"], &path.child("securityContext"), errors);
+}
+
+fn ports(ports: &[Value], path: &Path, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    for (i, p) in ports.iter().enumerate() {
+        let at_i = path.index(i);
+        let name = text(p, "name");
+        if !name.is_empty() {
+            let problems = names::port_name(name);
+            for problem in &problems {
+                errors.push(FieldError::invalid(&at_i.child("name"), name, problem));
+            }
+            if problems.is_empty() && !seen.insert(name) {
+                errors.push(FieldError::duplicate(&at_i.child("name"), name));
+            }
+        }
+        match int(p, "containerPort") {
+            0 => errors.push(FieldError::required(&at_i.child("containerPort"), "")),
+            n => port(n, &at_i.child("containerPort"), errors),
+        }
+        if int(p, "hostPort") != 0 {
+            port(int(p, "hostPort"), &at_i.child("hostPort"), errors);
+        }
+        match text(p, "protocol") {
+            "" => errors.push(FieldError::required(&at_i.child("protocol"), "")),
+            protocol => one_of(protocol, &["SCTP", "TCP", "UDP"], &at_i.child("protocol"), errors),
+        }
+        if !text(p, "hostIP").is_empty() {
+            crate::validate::ip(text(p, "hostIP"), &at_i.child("hostIP"), errors);
+        }
+    }
+}
+
+fn port(n: i64, path: &Path, errors: &mut ErrorList) {
+    if let Some(problem) = names::port_number(n) {
+        errors.push(FieldError::invalid(path, n, problem));
+    }
+}
+
+fn env(env: &[Value], path: &Path, errors: &mut ErrorList) {
+    for (i, e) in env.iter().enumerate() {
+        let at_i = path.index(i);
+        let name = text(e, "name");
+        if name.is_empty() {
+            errors.push(FieldError::required(&at_i.child("name"), ""));
+        } else {
+            for problem in names::env_var_name(name) {
+                errors.push(FieldError::invalid(&at_i.child("name"), name, &problem));
+            }
+        }
+        env_source(e, &at_i.child("valueFrom"), errors);
+    }
+}
+
+fn env_source(e: &Value, path: &Path, errors: &mut ErrorList) {
+    let from = &e["valueFrom"];
+    if from.is_null() {
+        return;
+    }
+    let kinds: Vec<&str> = ["fieldRef", "resourceFieldRef", "configMapKeyRef", "secretKeyRef", "fileKeyRef"]
+        .into_iter()
+        .filter(|k| !from[*k].is_null())
+        .collect();
+    for kind in &kinds {
+        let (source, path) = (&from[*kind], path.child(kind));
+        match *kind {
+            "fieldRef" => field_ref(source, &path, &ENV_FIELDS, errors),
+            "configMapKeyRef" | "secretKeyRef" => {
+                if crate::validate::required(source, "key", &path, errors) {
+                    for problem in names::config_map_key(text(source, "key")) {
+                        errors.push(FieldError::invalid(&path.child("key"), text(source, "key"), &problem));
+                    }
+                }
+            }
+            "resourceFieldRef" => {
+                crate::validate::required(source, "resource", &path, errors);
+            }
+            _ => {}
+        }
+    }
+    if !text(e, "value").is_empty() {
+        if !kinds.is_empty() {
+            errors.push(FieldError::invalid(path, "", "may not be specified when `value` is not empty"));
+        }
+    } else if kinds.is_empty() {
+        let detail = "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`";
+        errors.push(FieldError::invalid(path, "", detail));
+    } else if kinds.len() > 1 {
+        errors.push(FieldError::invalid(path, "", "may not have more than one field specified at a time"));
+    }
+}
+
+fn env_from(sources: &[Value], path: &Path, errors: &mut ErrorList) {
+    for (i, s) in sources.iter().enumerate() {
+        let at_i = path.index(i);
+        let prefix = text(s, "prefix");
+        if !prefix.is_empty() {
+            for problem in names::env_var_name(prefix) {
+                errors.push(FieldError::invalid(&at_i.child("prefix"), prefix, &problem));
+            }
+        }
+        let kinds: Vec<&str> = ["configMapRef", "secretRef"].into_iter().filter(|k| !s[*k].is_null()).collect();
+        for kind in &kinds {
+            crate::validate::required(&s[*kind], "name", &at_i.child(kind), errors);
+        }
+        match kinds.len() {
+            0 => errors.push(FieldError::invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")),
+            1 => {}
+            _ => errors.push(FieldError::invalid(path, "", "may not have more than one field specified at a time")),
+        }
+    }
+}
+
+fn mounts(spec: &Value, c: &Value, path: &Path, volumes: &BTreeSet<String>, errors: &mut ErrorList) {
+    let path = path.child("volumeMounts");
+    let mut seen = BTreeSet::new();
+    for (i, m) in items(c, "volumeMounts").iter().enumerate() {
+        let at_i = path.index(i);
+        let name = text(m, "name");
+        if name.is_empty() {
+            errors.push(FieldError::required(&at_i.child("name"), ""));
+        }
+        if !volumes.contains(name) {
+            // A volume that is itself broken is not reported twice.
+            if !items(spec, "volumes").iter().any(|v| text(v, "name") == name && !name.is_empty()) {
+                errors.push(FieldError::not_found(&at_i.child("name"), name));
+            }
+        }
+        let mount = text(m, "mountPath");
+        if mount.is_empty() {
+            errors.push(FieldError::required(&at_i.child("mountPath"), ""));
+        }
+        if !seen.insert(mount) {
+            errors.push(FieldError::invalid(&at_i.child("mountPath"), mount, "must be unique"));
+        }
+        if !text(m, "subPath").is_empty() {
+            relative_path(text(m, "subPath"), &at_i.child("subPath"), errors);
+        }
+        if !text(m, "subPathExpr").is_empty() {
+            if !text(m, "subPath").is_empty() {
+                let detail = "subPathExpr and subPath are mutually exclusive";
+                errors.push(FieldError::invalid(&at_i.child("subPathExpr"), text(m, "subPathExpr"), detail));
+            }
+            relative_path(text(m, "subPathExpr"), &at_i.child("subPathExpr"), errors);
+        }
+        one_of_if_set(
+            &m["mountPropagation"],
+            &["Bidirectional", "HostToContainer", "None"],
+            &at_i.child("mountPropagation"),
+            errors,
+        );
+    }
+}
+
+fn probe(p: &Value, path: &Path, errors: &mut ErrorList) {
+    handler(p, &["exec", "httpGet", "tcpSocket", "grpc"], path, errors);
+    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+        non_negative(int(p, field), &path.child(field), errors);
+    }
+    if let Some(n) = p["terminationGracePeriodSeconds"].as_i64().filter(|n| *n <= 0) {
+        errors.push(FieldError::invalid(&path.child("terminationGracePeriodSeconds"), n, "must be greater than 0"));
+    }
+}
+
+fn handler(h: &Value, kinds: &[&str], path: &Path, errors: &mut ErrorList) {
+    let found: Vec<&str> = kinds.iter().copied().filter(|k| !h[*k].is_null()).collect();
+    for (i, kind) in found.iter().enumerate() {
+        let (action, path) = (&h[*kind], path.child(kind));
+        if i > 0 {
+            errors.push(FieldError::forbidden(&path, "may not specify more than 1 handler type"));
+            continue;
+        }
+        match *kind {
+            "exec" => {
+                if items(action, "command").is_empty() {
+                    errors.push(FieldError::required(&path.child("command"), ""));
+                }
+            }
+            "httpGet" => {
+                crate::validate::required(action, "path", &path, errors);
+                port_or_name(&action["port"], &path.child("port"), errors);
+                one_of(text(action, "scheme"), &["HTTP", "HTTPS"], &path.child("scheme"), errors);
+                for (i, header) in items(action, "httpHeaders").iter().enumerate() {
+                    for problem in names::http_header_name(text(header, "name")) {
+                        let at_name = path.child("httpHeaders").index(i).child("name");
+                        errors.push(FieldError::invalid(&at_name, text(header, "name"), &problem));
+                    }
+                }
+            }
+            "tcpSocket" => port_or_name(&action["port"], &path.child("port"), errors),
+            "grpc" => port(int(action, "port"), &path.child("port"), errors),
+            _ => {}
+        }
+    }
+    if found.is_empty() {
+        errors.push(FieldError::required(path, "must specify a handler type"));
+    }
+}
+
+/// A port number or the name of one.
+pub fn port_or_name(value: &Value, path: &Path, errors: &mut ErrorList) {
+    match value {
+        Value::String(s) => {
+            for problem in names::port_name(s) {
+                errors.push(FieldError::invalid(path, s.as_str(), &problem));
+            }
+        }
+        other => port(other.as_i64().unwrap_or(0), path, errors),
+    }
+}
+
+fn resources(r: &Value, path: &Path, errors: &mut ErrorList) {
+    for which in ["limits", "requests"] {
+        let path = path.child(which);
+        for (name, quantity) in r[which].as_object().into_iter().flatten() {
+            let at_key = path.key(name);
+            resource_name(name, &at_key, errors);
+            crate::validate::non_negative_quantity(quantity, &at_key, errors);
+            let whole = Quantity::from_value(quantity).is_ok_and(|q| q.is_integer());
+            if name.contains('/') && !whole {
+                errors.push(FieldError::invalid(&at_key, quantity.clone(), "must be an integer"));
+            }
+        }
+    }
+    for (name, request) in r["requests"].as_object().into_iter().flatten() {
+        let (Ok(request_q), limit) = (Quantity::from_value(request), &r["limits"][name]) else { continue };
+        if let Ok(limit_q) = Quantity::from_value(limit)
+            && !limit.is_null()
+            && request_q > limit_q
+        {
+            let detail = format!("must be less than or equal to {name} limit of {limit_q}");
+            errors.push(FieldError::invalid(&path.child("requests"), request.clone(), &detail));
+        }
+    }
+}
+
+fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
+    for problem in names::qualified_name(name) {
+        errors.push(FieldError::invalid(path, name, &problem));
+    }
+    let standard = ["cpu", "memory", "ephemeral-storage"].contains(&name) || name.starts_with("hugepages-");
+    if !name.contains('/') && !standard {
+        errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
+        errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+    }
+}
+
+fn security_context(s: &Value, path: &Path, errors: &mut ErrorList) {
+    for field in ["runAsUser", "runAsGroup"] {
+        if let Some(n) = s[field].as_i64().filter(|n| !(0..=2147483647).contains(n)) {
+            errors.push(FieldError::invalid(&path.child(field), n, "must be between 0 and 2147483647, inclusive"));
+        }
+    }
+    if s["allowPrivilegeEscalation"] == false && s["privileged"] == true {
+        let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
+        errors.push(FieldError::invalid(path, s.clone(), detail));
+    }
+}
+
+fn pod_security(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let (s, path) = (&spec["securityContext"], path.child("securityContext"));
+    for field in ["runAsUser", "runAsGroup", "fsGroup"] {
+        if let Some(n) = s[field].as_i64().filter(|n| !(0..=2147483647).contains(n)) {
+            errors.push(FieldError::invalid(&path.child(field), n, "must be between 0 and 2147483647, inclusive"));
+        }
+    }
+    for (i, g) in items(s, "supplementalGroups").iter().enumerate() {
+        if let Some(n) = g.as_i64().filter(|n| !(0..=2147483647).contains(n)) {
+            let at_i = path.child("supplementalGroups").index(i);
+            errors.push(FieldError::invalid(&at_i, n, "must be between 0 and 2147483647, inclusive"));
+        }
+    }
+}
+
+/// Tolerations of a pod.
+pub fn tolerations(list: &[Value], path: &Path, errors: &mut ErrorList) {
+    for (i, t) in list.iter().enumerate() {
+        let at_i = path.index(i);
+        let key = text(t, "key");
+        if !key.is_empty() {
+            for problem in names::qualified_name(key) {
+                errors.push(FieldError::invalid(&at_i.child("key"), key, &problem));
+            }
+        }
+        let operator = text(t, "operator");
+        if key.is_empty() && operator != "Exists" {
+            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            errors.push(FieldError::invalid(&at_i.child("operator"), operator, detail));
+        }
+        if !t["tolerationSeconds"].is_null() && text(t, "effect") != "NoExecute" {
+            let detail = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+            errors.push(FieldError::invalid(&at_i.child("effect"), text(t, "effect"), detail));
+        }
+        match operator {
+            "" | "Equal" => {
+                for problem in names::label_value(text(t, "value")) {
+                    errors.push(FieldError::invalid(&at_i.child("operator"), text(t, "value"), &problem));
+                }
+            }
+            "Exists" => {
+                if !text(t, "value").is_empty() {
+                    let detail = "value must be empty when `operator` is 'Exists'";
+                    errors.push(FieldError::invalid(&at_i.child("operator"), t.clone(), detail));
+                }
+            }
+            other => errors.push(FieldError::not_supported(&at_i.child("operator"), other, &["Equal", "Exists"])),
+        }
+        if !text(t, "effect").is_empty() {
+            one_of(text(t, "effect"), &["NoSchedule", "PreferNoSchedule", "NoExecute"], &at_i.child("effect"), errors);
+        }
+    }
+}
+
+fn affinity(a: &Value, path: &Path, errors: &mut ErrorList) {
+    let (node, at_node) = (&a["nodeAffinity"], path.child("nodeAffinity"));
+    let required = &node["requiredDuringSchedulingIgnoredDuringExecution"];
+    if !required.is_null() {
+        node_selector(required, &at_node.child("requiredDuringSchedulingIgnoredDuringExecution"), errors);
+    }
+    for (i, p) in items(node, "preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+        let at_i = at_node.child("preferredDuringSchedulingIgnoredDuringExecution").index(i);
+        weight(p, &at_i, errors);
+        node_term(&p["preference"], &at_i.child("preference"), errors);
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let (value, path) = (&a[kind], path.child(kind));
+        for (i, t) in items(value, "requiredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+            pod_term(t, &path.child("requiredDuringSchedulingIgnoredDuringExecution").index(i), errors);
+        }
+        for (i, t) in items(value, "preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+            let at_i = path.child("preferredDuringSchedulingIgnoredDuringExecution").index(i);
+            weight(t, &at_i, errors);
+            pod_term(&t["podAffinityTerm"], &at_i.child("podAffinityTerm"), errors);
+        }
+    }
+}
+
+fn weight(t: &Value, path: &Path, errors: &mut ErrorList) {
+    let n = int(t, "weight");
+    if !(1..=100).contains(&n) {
+        errors.push(FieldError::invalid(&path.child("weight"), n, "must be in the range 1-100"));
+    }
+}
+
+/// A `NodeSelector`.
+pub fn node_selector(selector: &Value, path: &Path, errors: &mut ErrorList) {
+    let terms = items(selector, "nodeSelectorTerms");
+    if terms.is_empty() {
+        errors.push(FieldError::required(&path.child("nodeSelectorTerms"), "must have at least one node selector term"));
+    }
+    for (i, t) in terms.iter().enumerate() {
+        node_term(t, &path.child("nodeSelectorTerms").index(i), errors);
+    }
+}
+
+fn node_term(term: &Value, path: &Path, errors: &mut ErrorList) {
+    for (i, r) in items(term, "matchExpressions").iter().enumerate() {
+        let at_i = path.child("matchExpressions").index(i);
+        let values = items(r, "values").len();
+        match text(r, "operator") {
+            "In" | "NotIn" => {
+                if values == 0 {
+                    let detail = "must be specified when `operator` is 'In' or 'NotIn'";
+                    errors.push(FieldError::required(&at_i.child("values"), detail));
+                }
+            }
+            "Exists" | "DoesNotExist" => {
+                if values > 0 {
+                    let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    errors.push(FieldError::forbidden(&at_i.child("values"), detail));
+                }
+            }
+            "Gt" | "Lt" => {
+                if values != 1 {
+                    let detail = "must be specified single value when `operator` is 'Lt' or 'Gt'";
+                    errors.push(FieldError::required(&at_i.child("values"), detail));
+                }
+            }
+            other => errors.push(FieldError::invalid(&at_i.child("operator"), other, "not a valid selector operator")),
+        }
+        for problem in names::qualified_name(text(r, "key")) {
+            errors.push(FieldError::invalid(&at_i.child("key"), text(r, "key"), &problem));
+        }
+    }
+}
+
+fn pod_term(t: &Value, path: &Path, errors: &mut ErrorList) {
+    label_selector(&t["labelSelector"], &path.child("labelSelector"), errors);
+    for (i, ns) in items(t, "namespaces").iter().enumerate() {
+        let ns = ns.as_str().unwrap_or("");
+        for problem in names::dns1123_label(ns) {
+            errors.push(FieldError::invalid(&path.child("namespace").index(i), ns, &problem));
+        }
+    }
+    let key = text(t, "topologyKey");
+    if key.is_empty() {
+        errors.push(FieldError::required(&path.child("topologyKey"), "can not be empty"));
+    }
+    for problem in names::qualified_name(key) {
+        errors.push(FieldError::invalid(&path.child("topologyKey"), key, &problem));
+    }
+}
+
+fn topology_spread(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    for (i, c) in items(spec, "topologySpreadConstraints").iter().enumerate() {
+        let at_i = path.index(i);
+        let skew = int(c, "maxSkew");
+        if skew <= 0 {
+            errors.push(FieldError::invalid(&at_i.child("maxSkew"), skew, "must be greater than zero"));
+        }
+        let key = text(c, "topologyKey");
+        if key.is_empty() {
+            errors.push(FieldError::required(&at_i.child("topologyKey"), "can not be empty"));
+        } else {
+            for problem in names::qualified_name(key) {
+                errors.push(FieldError::invalid(&at_i.child("topologyKey"), key, &problem));
+            }
+        }
+        let action = text(c, "whenUnsatisfiable");
+        one_of(action, &["DoNotSchedule", "ScheduleAnyway"], &at_i.child("whenUnsatisfiable"), errors);
+        if !seen.insert((key, action)) {
+            let pair = format!("{{{key}, {action}}}");
+            errors.push(FieldError::duplicate(&at_i.child("{topologyKey, whenUnsatisfiable}"), pair));
+        }
+        label_selector(&c["labelSelector"], &at_i.child("labelSelector"), errors);
+    }
+}
+
+fn readiness_gates(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    for (i, g) in items(spec, "readinessGates").iter().enumerate() {
+        let kind = text(g, "conditionType");
+        for problem in names::qualified_name(kind) {
+            let at_kind = path.child("readinessGates").index(i).child("conditionType");
+            errors.push(FieldError::invalid(&at_kind, kind, &problem));
+        }
+    }
+    for (i, g) in items(spec, "schedulingGates").iter().enumerate() {
+        for problem in names::qualified_name(text(g, "name")) {
+            errors.push(FieldError::invalid(&path.child("schedulingGates").index(i), text(g, "name"), &problem));
+        }
+    }
+}
+
+fn host_ports(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    let host_network = spec["hostNetwork"] == true;
+    for (i, c) in items(spec, "containers").iter().enumerate() {
+        for (j, p) in items(c, "ports").iter().enumerate() {
+            let at_port = path.child("containers").index(i).child("ports").index(j);
+            let host = int(p, "hostPort");
+            if host_network && host != int(p, "containerPort") {
+                let at_ports = path.child("containers").index(i).child("ports").index(j).child("hostPort");
+                errors.push(FieldError::invalid(&at_ports, host, "must match `containerPort` when `hostNetwork` is true"));
+            }
+            if host != 0 && !seen.insert((host, text(p, "protocol"), text(p, "hostIP"))) {
+                let ip = text(p, "hostIP");
+                let shown = format!("{}/{ip}/{host}", text(p, "protocol"));
+                errors.push(FieldError::duplicate(&at_port.child("hostPort"), shown));
+            }
+        }
+    }
+}
+
+fn host_aliases(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    for (i, a) in items(spec, "hostAliases").iter().enumerate() {
+        let at_i = path.child("hostAliases").index(i);
+        crate::validate::ip(text(a, "ip"), &at_i.child("ip"), errors);
+        for (j, h) in items(a, "hostnames").iter().enumerate() {
+            let h = h.as_str().unwrap_or("");
+            for problem in names::dns1123_subdomain(h) {
+                errors.push(FieldError::invalid(&at_i.child("hostnames").index(j), h, &problem));
+            }
+        }
+    }
+}

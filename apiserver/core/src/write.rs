@@ -1,0 +1,209 @@
+//! Create and update: the order in which an object is made ready for the store.
+
+use crate::admission;
+use crate::context::{Context, Outcome, Target, WriteOptions};
+use crate::decode;
+use crate::managed;
+use crate::meta;
+use crate::resources::{Strategy, strategy};
+use crate::value::{items, map_mut, set, take, terminating, text};
+use keelson_api::schema;
+use keelson_api::{ErrorList, FieldError, Path, Status};
+use serde_json::{Value, json};
+
+/// What the store should hold after a POST. The object comes from [`decode`](crate::decode::decode).
+pub fn create(target: &Target, object: Value, options: &WriteOptions, ctx: &Context) -> Result<Outcome, Status> {
+    create_with(target, object, options, ctx, |object| {
+        managed::update(target, None, object, &options.field_manager, ctx.now)
+    })
+}
+
+/// Creates with the managed fields of the caller's choice (updates and applies keep them differently).
+pub(crate) fn create_with(
+    target: &Target,
+    mut object: Value,
+    _options: &WriteOptions,
+    ctx: &Context,
+    manage: impl FnOnce(&mut Value) -> Result<(), Status>,
+) -> Result<Outcome, Status> {
+    if target.resource.storage.is_none() || target.subresource.is_some() {
+        return Err(Status::method_not_allowed());
+    }
+    let strategy = strategy(target.resource);
+    finish(target, strategy, &mut object)?;
+    meta::prepare_create(target, &mut object, ctx)?;
+    manage(&mut object)?;
+    let mut warnings = admission::mutate_create(target, &mut object, ctx)?;
+    if strategy.generation() {
+        set(&mut object, "metadata.generation", 1);
+    }
+    if target.resource.subresource("status").is_some() && !strategy.keeps_status_on_create() {
+        take(&mut object, "status");
+    }
+    strategy.prepare_create(&mut object, ctx);
+    finish(target, strategy, &mut object)?;
+    let mut errors = ErrorList::new();
+    meta::validate(target, &object, strategy.name_check(), &mut errors);
+    strategy.validate(&object, &mut errors);
+    check(target, &object, errors)?;
+    admission::validate_create(target, &object, ctx)?;
+    let claims = strategy.allocate(target, None, &mut object, ctx)?;
+    warnings.extend(strategy.warnings(&object));
+    clean(&mut object);
+    Ok(Outcome { object, warnings, created: true, claims, ..Outcome::default() })
+}
+
+fn check(target: &Target, object: &Value, errors: ErrorList) -> Result<(), Status> {
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(target.resource, text(object, "metadata.name"), errors)) }
+}
+
+/// Defaults and canonical form.
+fn finish(target: &Target, strategy: &dyn Strategy, object: &mut Value) -> Result<(), Status> {
+    strategy.default(object);
+    let shape = decode::shape_of(&target.resource.group, &target.resource.version, &target.resource.kind)
+        .ok_or_else(|| Status::internal(format!("no schema for {}", target.resource.kind)))?;
+    decode::normalize(schema::builtin(), &shape, object).map_err(Status::bad_request)
+}
+
+/// What is never stored.
+fn clean(object: &mut Value) {
+    if let Some(meta) = object.get_mut("metadata") {
+        map_mut(meta).remove("resourceVersion");
+    }
+}
+
+/// What the store should hold after a PUT (also of a subresource with the object's own kind).
+pub fn update(
+    target: &Target,
+    current: Option<&Value>,
+    new: Value,
+    options: &WriteOptions,
+    ctx: &Context,
+) -> Result<Outcome, Status> {
+    if target.subresource == Some("scale") {
+        return crate::scale::update(target, current, new, options, ctx);
+    }
+    let mut new = new;
+    meta::check_name(target, &new)?;
+    meta::place(target, &mut new)?;
+    let Some(current) = current else {
+        if target.resource.create_on_update && target.subresource.is_none() {
+            if !text(&new, "metadata.uid").is_empty() {
+                return Err(uid_mismatch(target, text(&new, "metadata.uid"), ""));
+            }
+            take(&mut new, "metadata.resourceVersion");
+            return create(target, new, options, ctx);
+        }
+        return Err(Status::not_found(target.resource, target.name));
+    };
+    update_with(target, current, new, ctx, |current, new| {
+        managed::update(target, Some(current), new, &options.field_manager, ctx.now)
+    })
+}
+
+fn uid_mismatch(target: &Target, wanted: &str, found: &str) -> Status {
+    let key = target.resource.key(target.namespace, target.name).unwrap_or_default();
+    let cause = format!(
+        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
+         precondition: {wanted}, UID in object meta: {found}"
+    );
+    Status::conflict(target.resource, target.name, &cause)
+}
+
+/// The optimistic lock.
+fn check_version(target: &Target, current: &Value, new: &Value) -> Result<(), Status> {
+    let given = text(new, "metadata.resourceVersion");
+    if !given.is_empty() && given.parse::<u64>().is_err() {
+        let message = format!("strconv.ParseUint: parsing {}: invalid syntax", keelson_api::field::quote(given));
+        return Err(Status { code: 500, message, bare: true, ..Status::default() });
+    }
+    let uid = text(new, "metadata.uid");
+    let current_uid = text(current, "metadata.uid");
+    if !uid.is_empty() && uid != current_uid {
+        return Err(uid_mismatch(target, uid, current_uid));
+    }
+    if given.is_empty() || given == "0" {
+        if !target.resource.unconditional_update {
+            let path = Path::new("metadata").child("resourceVersion");
+            let error = FieldError::invalid(&path, 0, "must be specified for an update");
+            return Err(Status::invalid(target.resource, target.name, vec![error]));
+        }
+        return Ok(());
+    }
+    if given != text(current, "metadata.resourceVersion") {
+        return Err(Status::stale(target.resource, target.name));
+    }
+    Ok(())
+}
+
+/// Updates with the managed fields of the caller's choice.
+pub(crate) fn update_with(
+    target: &Target,
+    current: &Value,
+    mut new: Value,
+    ctx: &Context,
+    manage: impl FnOnce(&Value, &mut Value) -> Result<(), Status>,
+) -> Result<Outcome, Status> {
+    check_version(target, current, &new)?;
+    let strategy = strategy(target.resource);
+    meta::prepare_update(current, &mut new);
+    finish(target, strategy, &mut new)?;
+    reset(target, current, &mut new);
+    manage(current, &mut new)?;
+    strategy.prepare_update(target, current, &mut new, ctx);
+    let mut warnings = admission::mutate_update(target, current, &mut new, ctx)?;
+    if strategy.generation() && target.subresource != Some("status") && strategy.spec_changed(current, &new) {
+        let generation = crate::value::int(current, "metadata.generation") + 1;
+        set(&mut new, "metadata.generation", generation);
+    }
+    let claims = strategy.allocate(target, Some(current), &mut new, ctx)?;
+    finish(target, strategy, &mut new)?;
+    let mut errors = ErrorList::new();
+    meta::validate_update(current, &new, &mut errors);
+    if target.subresource.is_none() {
+        strategy.validate(&new, &mut errors);
+    }
+    strategy.validate_update(target, current, &new, &mut errors);
+    check(target, current, errors)?;
+    admission::validate_update(target, current, &new, ctx)?;
+    if target.subresource.is_none() {
+        warnings.extend(strategy.warnings(&new));
+    }
+    clean(&mut new);
+    Ok(outcome(current, new, warnings, claims))
+}
+
+/// Compares with the current object and decides whether the last finalizer is gone.
+pub(crate) fn outcome(current: &Value, object: Value, warnings: Vec<String>, claims: Vec<crate::context::Claim>) -> Outcome {
+    let mut before = current.clone();
+    clean(&mut before);
+    let unchanged = before == object;
+    let gone = items(&object, "metadata.finalizers").is_empty()
+        && items(&object, "spec.finalizers").is_empty()
+        && object["metadata"]["deletionGracePeriodSeconds"] == json!(0);
+    let remove = terminating(&object) && gone;
+    Outcome { object, warnings, claims, remove, unchanged: unchanged && !remove, ..Outcome::default() }
+}
+
+/// Status and spec are written through different doors: what came through the wrong one is put back.
+fn reset(target: &Target, current: &Value, new: &mut Value) {
+    match target.subresource {
+        None if target.resource.subresource("status").is_some() => crate::value::copy(current, new, "status"),
+        None => {}
+        Some("status") => {
+            let keys: Vec<String> = union_keys(current, new);
+            for key in keys.iter().filter(|k| !matches!(k.as_str(), "status" | "metadata" | "apiVersion" | "kind")) {
+                crate::value::copy(current, new, key);
+            }
+        }
+        Some(_) => {}
+    }
+}
+
+fn union_keys(a: &Value, b: &Value) -> Vec<String> {
+    let mut keys: Vec<String> = [a, b].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys().cloned()).collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
