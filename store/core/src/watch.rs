@@ -442,9 +442,10 @@ pub fn history(state: &State, read: &dyn Read, want: CatchUp, max_bytes: usize) 
 
 fn event(read: &dyn Read, at: Revision, record: &Bytes, compacted: i64, prev: bool) -> WatchEvent {
     let (kind, kv) = layout::decode_history(at.main, record);
-    // Below the compaction it depends on each member's scrub what is left, so nothing is shown.
-    let known = |before: &Revision| prev && (before.main == at.main || before.main >= compacted);
-    let prev_kv = before(at).filter(known).and_then(|before| version_at(read, &kv.key, before));
+    // What was before the compaction revision may be scrubbed on one member and not yet on another: none shows it.
+    let known = |prev: &KeyValue| at.main > compacted || prev.mod_revision == at.main;
+    let before = before(at).filter(|_| prev);
+    let prev_kv = before.and_then(|before| version_at(read, &kv.key, before)).filter(known);
     let kind = match kind {
         Kind::Put => EventType::Put,
         Kind::Tombstone => EventType::Delete,

@@ -15,7 +15,8 @@
 //! never wakes many. Memory is bounded by slots and by bytes, whatever cursors do.
 //!
 //! Why no wake-up is lost: a cursor leaves its waker, then swaps `waiting` to true, then looks again; the publisher
-//! moves `published`, then swaps `waiting` to false. Whichever swap is second sees the other's work.
+//! moves `published`, then swaps `waiting` to false. Whichever swap is second sees the other's work. Both flags are only
+//! ever swapped: a plain store racing with a swap has no place in one order that both sides know.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -140,7 +141,7 @@ impl<T> Hub<T> {
 
     fn ring(&self) {
         if self.waiting.swap(false, Ordering::AcqRel) {
-            self.rung.store(true, Ordering::Release);
+            self.rung.swap(true, Ordering::AcqRel);
             let driver = lock(&self.bell).take();
             if let Some(driver) = driver {
                 driver.wake();
@@ -193,7 +194,7 @@ impl<T> Publisher<T> {
 impl<T> Drop for Publisher<T> {
     fn drop(&mut self) {
         self.hub.closed.store(true, Ordering::Release);
-        self.hub.waiting.store(true, Ordering::Release);
+        self.hub.waiting.swap(true, Ordering::AcqRel);
         self.hub.ring();
     }
 }
