@@ -3,8 +3,8 @@
 //! One reconcile: sort out the sets (`sets`), decide their sizes (`rolling`: rolling update,
 //! Recreate, proportional scaling), then status, conditions and history (`status`). Sizes are
 //! decided on the sets' specs and statuses of one view; C7 (available ≥ replicas − maxUnavailable,
-//! total ≤ replicas + maxSurge) holds for every prefix of the plan, because growth comes before
-//! nothing else depends on it and shrinking never counts what is not yet available.
+//! total ≤ replicas + maxSurge) holds for every prefix of the plan: growing counts the pods that
+//! still run, not only those asked for, and shrinking never counts what is not yet available.
 
 pub mod rolling;
 pub mod sets;

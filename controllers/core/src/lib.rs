@@ -51,6 +51,11 @@ pub mod root_ca;
 pub mod serviceaccount;
 pub mod taint_eviction;
 
+#[cfg(test)]
+mod proofs;
+#[cfg(any(test, feature = "world"))]
+pub mod world;
+
 pub use graph::{ApiResource, Graph, GraphChange, Node};
 pub use object::{Gvr, Key, Object};
 pub use plan::{Action, Expectation, Method, Plan, Precondition, Propagation, Recorded, Target};

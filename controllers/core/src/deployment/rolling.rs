@@ -12,7 +12,12 @@ pub fn new_size(spec: &DeploymentSpec, sets: &Sets) -> i32 {
     if is_recreate(spec) {
         return replicas(spec);
     }
-    let room = replicas(spec) + fence(spec).0 - sets.total();
+    // What runs counts as well as what is asked for: a set just shrunk still has its pods (C7).
+    if !sets.all().all(Set::is_observed) {
+        return size;
+    }
+    let running: i32 = sets.all().map(|s| s.replicas.max(s.running())).sum();
+    let room = replicas(spec) + fence(spec).0 - running;
     size + room.min(replicas(spec) - size).max(0)
 }
 

@@ -52,6 +52,17 @@ impl Set {
         status.and_then(|s| s.available_replicas).unwrap_or(0).min(self.replicas)
     }
 
+    /// Pods the set had when its controller last looked.
+    pub fn running(&self) -> i32 {
+        self.object.status.as_ref().map_or(0, |s| s.replicas)
+    }
+
+    /// Whether the set's controller has looked at this size.
+    pub fn is_observed(&self) -> bool {
+        let observed = self.object.status.as_ref().and_then(|s| s.observed_generation);
+        observed.unwrap_or(0) >= self.object.metadata.generation.unwrap_or(0)
+    }
+
     pub fn revision(&self) -> i64 {
         self.object.annotation(REVISION).and_then(|r| r.parse().ok()).unwrap_or(0)
     }
