@@ -81,7 +81,10 @@ mod tests {
         assert_eq!(after_bind("n", BindAnswer::Refused, None), AfterBind::ReadBack);
         let unbound = Observed::Node(String::new());
         assert_eq!(after_bind("n", BindAnswer::Refused, Some(&unbound)), AfterBind::ForgetAndRequeue);
-        assert_eq!(after_bind("n", BindAnswer::Refused, Some(&Observed::Node("m".into()))), AfterBind::Forget);
+        assert_eq!(
+            after_bind("n", BindAnswer::Refused, Some(&Observed::Node("m".into()))),
+            AfterBind::Forget
+        );
         assert_eq!(after_bind("n", BindAnswer::Refused, Some(&Observed::Gone)), AfterBind::Forget);
     }
 

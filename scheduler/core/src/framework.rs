@@ -125,7 +125,13 @@ pub trait Plugin: Sync {
     }
 
     /// Looks at the nodes that passed; `false` = does not score this pod.
-    fn pre_score(&self, _cycle: &mut CycleState, _pod: &PodInfo, _snapshot: &Snapshot, _nodes: &[Slot]) -> bool {
+    fn pre_score(
+        &self,
+        _cycle: &mut CycleState,
+        _pod: &PodInfo,
+        _snapshot: &Snapshot,
+        _nodes: &[Slot],
+    ) -> bool {
         true
     }
 
@@ -138,7 +144,13 @@ pub trait Plugin: Sync {
     fn normalize(&self, _cycle: &CycleState, _snapshot: &Snapshot, _nodes: &[Slot], _scores: &mut [i64]) {}
 
     /// What must be written before the pod is bound to the node.
-    fn pre_bind(&self, _cycle: &CycleState, _pod: &PodInfo, _snapshot: &Snapshot, _node: Slot) -> Vec<PreBind> {
+    fn pre_bind(
+        &self,
+        _cycle: &CycleState,
+        _pod: &PodInfo,
+        _snapshot: &Snapshot,
+        _node: Slot,
+    ) -> Vec<PreBind> {
         Vec::new()
     }
 

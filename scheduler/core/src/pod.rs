@@ -147,14 +147,16 @@ impl PodInfo {
         let with = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
         let without = affinity.and_then(|affinity| affinity.pod_anti_affinity.as_ref());
         let term = |term: &core::PodAffinityTerm| AffinityTerm::new(term, &namespace, &labels);
-        let terms = |from: Option<&Vec<core::PodAffinityTerm>>| from.into_iter().flatten().map(term).collect();
+        let terms =
+            |from: Option<&Vec<core::PodAffinityTerm>>| from.into_iter().flatten().map(term).collect();
         let weighted = |from: Option<&Vec<core::WeightedPodAffinityTerm>>| {
             from.into_iter()
                 .flatten()
                 .map(|found| (i64::from(found.weight), term(&found.pod_affinity_term)))
                 .collect()
         };
-        let started = status.and_then(|status| status.start_time.as_ref()).or(meta.creation_timestamp.as_ref());
+        let started =
+            status.and_then(|status| status.start_time.as_ref()).or(meta.creation_timestamp.as_ref());
         let owner = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         PodInfo {
             uid: meta.uid.clone().unwrap_or_else(|| format!("{namespace}/{name}")),
@@ -248,9 +250,7 @@ pub fn tolerates(toleration: &core::Toleration, taint: &core::Taint) -> bool {
     }
     let wanted = toleration.value.as_deref().unwrap_or_default();
     let found = taint.value.as_deref().unwrap_or_default();
-    let compare = |holds: fn(&i64, &i64) -> bool| {
-        matches!((found.parse::<i64>(), wanted.parse::<i64>()), (Ok(found), Ok(wanted)) if holds(&found, &wanted))
-    };
+    let compare = |holds: fn(&i64, &i64) -> bool| matches!((found.parse::<i64>(), wanted.parse::<i64>()), (Ok(found), Ok(wanted)) if holds(&found, &wanted));
     match toleration.operator.as_deref().unwrap_or_default() {
         "" | "Equal" => wanted == found,
         "Exists" => true,
@@ -267,7 +267,8 @@ fn host_ports(spec: &core::PodSpec) -> Vec<HostPort> {
         .flatten()
         .filter(|container| container.restart_policy.as_deref() == Some("Always"));
     let mut ports = Vec::new();
-    for port in spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten()) {
+    for port in spec.containers.iter().chain(sidecars).flat_map(|container| container.ports.iter().flatten())
+    {
         let number = match port.host_port {
             None | Some(0) if spec.host_network == Some(true) => port.container_port,
             None | Some(0) => continue,

@@ -174,7 +174,8 @@ fn rank((preemption, victims): &Candidate) -> Rank {
     let highest = victims.iter().map(|victim| victim.priority).max().unwrap_or(i32::MIN);
     // Shifted so that more victims never sum to less, as negative priorities would.
     let sum = victims.iter().map(|victim| i64::from(victim.priority) + i64::from(i32::MAX) + 1).sum();
-    let oldest = victims.iter().filter(|victim| victim.priority == highest).map(|victim| victim.started).min();
+    let oldest =
+        victims.iter().filter(|victim| victim.priority == highest).map(|victim| victim.started).min();
     (
         preemption.broken_budgets,
         highest,

@@ -126,6 +126,8 @@ pub fn schedule(pod: &PodInfo, snapshot: &Snapshot, options: &Options) -> Decisi
         preemption_message: String::new(),
     };
     if decision.nodes == 0 {
+        // Its hint waits for a node to be added, and for nothing else.
+        decision.plugins.insert("NodeName");
         return decision;
     }
     let mut cycle = match Cycle::begin(pod, snapshot) {
@@ -133,8 +135,7 @@ pub fn schedule(pod: &PodInfo, snapshot: &Snapshot, options: &Options) -> Decisi
         Err((plugin, rejection)) => {
             decision.plugins.insert(plugin);
             decision.refused = Some((plugin, rejection));
-            decision.preemption_message =
-                preemption::not_helpful_anywhere(decision.nodes, pod.may_preempt);
+            decision.preemption_message = preemption::not_helpful_anywhere(decision.nodes, pod.may_preempt);
             return decision;
         }
     };
@@ -211,10 +212,8 @@ impl<'a> Cycle<'a> {
 
     fn score(&mut self, nodes: &[Slot]) -> Vec<NodeScore> {
         let name = |slot: &Slot| self.snapshot.name[*slot].clone();
-        let mut found: Vec<NodeScore> = nodes
-            .iter()
-            .map(|slot| NodeScore { node: name(slot), total: 0, plugins: Vec::new() })
-            .collect();
+        let mut found: Vec<NodeScore> =
+            nodes.iter().map(|slot| NodeScore { node: name(slot), total: 0, plugins: Vec::new() }).collect();
         if nodes.len() == 1 {
             return found;
         }
@@ -222,10 +221,8 @@ impl<'a> Cycle<'a> {
             if !plugin.pre_score(&mut self.state, self.pod, self.snapshot, nodes) {
                 continue;
             }
-            let mut scores: Vec<i64> = nodes
-                .iter()
-                .map(|slot| plugin.score(&self.state, self.pod, self.snapshot, *slot))
-                .collect();
+            let mut scores: Vec<i64> =
+                nodes.iter().map(|slot| plugin.score(&self.state, self.pod, self.snapshot, *slot)).collect();
             plugin.normalize(&self.state, self.snapshot, nodes, &mut scores);
             for (found, score) in found.iter_mut().zip(scores) {
                 let weighed = score.saturating_mul(plugin.weight());

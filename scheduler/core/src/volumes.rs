@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim};
+use k8s_openapi::api::core::v1::{
+    NodeSelectorRequirement, NodeSelectorTerm, PersistentVolume, PersistentVolumeClaim,
+};
 use k8s_openapi::api::storage::v1::{CSINode, StorageClass};
 use keelson_api::quantity::Quantity;
 
@@ -160,7 +162,14 @@ impl Volumes {
 
     /// The volume that suits an unbound claim on this node best: pre-bound to it, else the smallest that is free.
     /// `taken`: volumes this pod's other claims already got.
-    pub fn find(&self, key: &Key, claim: &Claim, node: &str, labels: &Labels, taken: &[String]) -> Option<String> {
+    pub fn find(
+        &self,
+        key: &Key,
+        claim: &Claim,
+        node: &str,
+        labels: &Labels,
+        taken: &[String],
+    ) -> Option<String> {
         let mut best: Option<(bool, i64, &String)> = None;
         for (name, volume) in &self.volumes {
             let reserved = self.assumed.get(name).is_some_and(|holder| holder != key);

@@ -41,13 +41,27 @@ enum Fate {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Create { milli: u32, priority: i32 },
-    Delete { index: usize },
-    Schedule { seed: u64, fate: Fate },
+    Create {
+        milli: u32,
+        priority: i32,
+    },
+    Delete {
+        index: usize,
+    },
+    Schedule {
+        seed: u64,
+        fate: Fate,
+    },
     /// Reads back (or sends again) for a pod whose bind outcome is open.
-    Resolve { index: usize, readable: bool, fate: Fate },
+    Resolve {
+        index: usize,
+        readable: bool,
+        fate: Fate,
+    },
     Watch,
-    Pass { seconds: u64 },
+    Pass {
+        seconds: u64,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -131,7 +145,14 @@ impl World {
         }
     }
 
-    fn settle(&mut self, uid: String, node: String, answer: BindAnswer, observed: Option<Observed>, fate: &Fate) {
+    fn settle(
+        &mut self,
+        uid: String,
+        node: String,
+        answer: BindAnswer,
+        observed: Option<Observed>,
+        fate: &Fate,
+    ) {
         match after_bind(&node, answer, observed.as_ref()) {
             AfterBind::Bound => self.queue.done(&uid),
             AfterBind::Forget => {

@@ -13,8 +13,10 @@ fn pod(name: &str, spec: Value) -> Arc<PodInfo> {
     let mut spec = spec;
     spec["containers"] = json!([{"name": "c", "resources": {"requests": {"cpu": "1"}}}]);
     Arc::new(PodInfo::new(
-        &serde_json::from_value(json!({"metadata": {"name": name, "namespace": "d", "uid": name}, "spec": spec}))
-            .expect("a pod"),
+        &serde_json::from_value(
+            json!({"metadata": {"name": name, "namespace": "d", "uid": name}, "spec": spec}),
+        )
+        .expect("a pod"),
     ))
 }
 
@@ -27,7 +29,10 @@ fn refused_by(plugin: &'static str) -> BTreeSet<&'static str> {
 }
 
 fn cordon_lifted() -> ClusterEvent {
-    ClusterEvent::Node { change: NodeChange { cordon: true, ..NodeChange::default() }, labels: Default::default() }
+    ClusterEvent::Node {
+        change: NodeChange { cordon: true, ..NodeChange::default() },
+        labels: Default::default(),
+    }
 }
 
 fn popped(queue: &mut SchedulingQueue) -> Option<String> {

@@ -31,7 +31,8 @@ pub fn constraints(pod: &PodInfo, snapshot: &Snapshot) -> Vec<SpreadConstraint> 
 fn group(pod: &PodInfo, snapshot: &Snapshot) -> Option<LabelSelector> {
     let mut selector = LabelSelector::from_labels(&Default::default());
     let first = (pod.namespace.clone(), String::new());
-    let services = snapshot.services.range(first..).take_while(|((namespace, _), _)| *namespace == pod.namespace);
+    let services =
+        snapshot.services.range(first..).take_while(|((namespace, _), _)| *namespace == pod.namespace);
     for (_, labels) in services {
         let service = LabelSelector::from_labels(labels);
         if !service.is_everything() && service.matches(&pod.labels) {

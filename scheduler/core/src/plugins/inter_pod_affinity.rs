@@ -76,8 +76,10 @@ impl Plugin for InterPodAffinity {
         }
         for (key, value) in found.unwelcome.keys() {
             if snapshot.label(node, key) == Some(value) {
-                return Err(Rejection::resolvable("node(s) didn't satisfy existing pods anti-affinity rules")
-                    .detail(format!("a pod in {key}={value} does not want this one")));
+                return Err(Rejection::resolvable(
+                    "node(s) didn't satisfy existing pods anti-affinity rules",
+                )
+                .detail(format!("a pod in {key}={value} does not want this one")));
             }
         }
         Ok(())
@@ -93,11 +95,14 @@ impl Plugin for InterPodAffinity {
             for (weight, term) in other.preferred_affinity.iter().filter(|(_, term)| term.matches(pod, own)) {
                 add(&mut places, snapshot, slot, &term.topology_key, *weight);
             }
-            for (weight, term) in other.preferred_anti_affinity.iter().filter(|(_, term)| term.matches(pod, own)) {
+            for (weight, term) in
+                other.preferred_anti_affinity.iter().filter(|(_, term)| term.matches(pod, own))
+            {
                 add(&mut places, snapshot, slot, &term.topology_key, -weight);
             }
         }
-        let terms = |weighted: &[(i64, AffinityTerm)]| weighted.iter().map(|(_, term)| term.clone()).collect();
+        let terms =
+            |weighted: &[(i64, AffinityTerm)]| weighted.iter().map(|(_, term)| term.clone()).collect();
         let (with, without): (Vec<_>, Vec<_>) =
             (terms(&pod.preferred_affinity), terms(&pod.preferred_anti_affinity));
         for_each_covered(pod, snapshot, &[&with, &without], |other, slot, labels| {

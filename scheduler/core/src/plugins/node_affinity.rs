@@ -71,9 +71,10 @@ impl Plugin for NodeAffinity {
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint {
         match event {
             ClusterEvent::Node { change, labels } if change.added || change.labels => {
-                let fields = pod.node_affinity.as_ref().is_some_and(|terms| {
-                    terms.0.iter().any(|term| term.named_nodes().is_some())
-                });
+                let fields = pod
+                    .node_affinity
+                    .as_ref()
+                    .is_some_and(|terms| terms.0.iter().any(|term| term.named_nodes().is_some()));
                 if fields || pod.matches_node("", labels) { Hint::Queue } else { Hint::Skip }
             }
             _ => Hint::Skip,

@@ -17,7 +17,8 @@ impl Plugin for NodePorts {
     }
 
     fn filter(&self, _cycle: &CycleState, pod: &PodInfo, snapshot: &Snapshot, node: Slot) -> Verdict {
-        match pod.ports.iter().find(|wanted| snapshot.ports[node].keys().any(|taken| collide(wanted, taken))) {
+        match pod.ports.iter().find(|wanted| snapshot.ports[node].keys().any(|taken| collide(wanted, taken)))
+        {
             None => Ok(()),
             Some(port) => {
                 Err(Rejection::resolvable("node(s) didn't have free ports for the requested pod ports")

@@ -59,10 +59,11 @@ fn collect(pod: &PodInfo, snapshot: &Snapshot, found: &mut BTreeMap<String, BTre
         let key = (pod.namespace.clone(), used.name.clone());
         let Some(claim) = snapshot.volumes.claims.get(&key) else { continue };
         let bound = snapshot.volumes.volumes.get(&claim.volume).and_then(|volume| volume.driver.clone());
-        let driver =
-            bound.or_else(|| snapshot.volumes.classes.get(&claim.class).map(|class| class.provisioner.clone()));
+        let driver = bound
+            .or_else(|| snapshot.volumes.classes.get(&claim.class).map(|class| class.provisioner.clone()));
         if let Some(driver) = driver {
-            let id = if claim.volume.is_empty() { format!("{}/{}", key.0, key.1) } else { claim.volume.clone() };
+            let id =
+                if claim.volume.is_empty() { format!("{}/{}", key.0, key.1) } else { claim.volume.clone() };
             found.entry(driver).or_default().insert(id);
         }
     }

@@ -94,17 +94,18 @@ impl Plugin for PodTopologySpread {
         let constraints: Vec<SpreadConstraint> = if defaults {
             default_spread::constraints(pod, snapshot)
         } else {
-            pod.spread.iter().filter(|found| found.when == WhenUnsatisfiable::ScheduleAnyway).cloned().collect()
+            pod.spread
+                .iter()
+                .filter(|found| found.when == WhenUnsatisfiable::ScheduleAnyway)
+                .cloned()
+                .collect()
         };
         if constraints.is_empty() {
             return false;
         }
         let all: Vec<&SpreadConstraint> = constraints.iter().collect();
-        let ignored: BTreeSet<Slot> = nodes
-            .iter()
-            .copied()
-            .filter(|slot| !defaults && !has_all_keys(&all, snapshot, *slot))
-            .collect();
+        let ignored: BTreeSet<Slot> =
+            nodes.iter().copied().filter(|slot| !defaults && !has_all_keys(&all, snapshot, *slot)).collect();
         let mut counts = Vec::new();
         for constraint in &constraints {
             counts.push(count_places(constraint, snapshot, nodes, &ignored));
@@ -124,11 +125,8 @@ impl Plugin for PodTopologySpread {
             }
         }
         let weighed = constraints.into_iter().zip(counts).map(|(constraint, counts)| {
-            let places = if constraint.topology_key == HOSTNAME {
-                nodes.len() - ignored.len()
-            } else {
-                counts.len()
-            };
+            let places =
+                if constraint.topology_key == HOSTNAME { nodes.len() - ignored.len() } else { counts.len() };
             (constraint, (places as f64 + 2.0).ln(), counts)
         });
         let constraints = weighed.collect();
@@ -154,7 +152,11 @@ impl Plugin for PodTopologySpread {
     fn normalize(&self, cycle: &CycleState, _snapshot: &Snapshot, nodes: &[Slot], scores: &mut [i64]) {
         let Some(soft) = cycle.get::<Soft>() else { return };
         let counted = || {
-            nodes.iter().zip(scores.iter()).filter(|(node, _)| !soft.ignored.contains(node)).map(|(_, score)| *score)
+            nodes
+                .iter()
+                .zip(scores.iter())
+                .filter(|(node, _)| !soft.ignored.contains(node))
+                .map(|(_, score)| *score)
         };
         let (least, most) = (counted().min().unwrap_or(0), counted().max().unwrap_or(0));
         for (node, score) in nodes.iter().zip(scores.iter_mut()) {

@@ -34,7 +34,8 @@ impl Plugin for TaintToleration {
         let soft = snapshot.taints[node].iter().filter(|taint| taint.effect == "PreferNoSchedule");
         soft.filter(|taint| {
             !pod.tolerations.iter().any(|found| {
-                matches!(found.effect.as_deref(), None | Some("" | "PreferNoSchedule")) && tolerates(found, taint)
+                matches!(found.effect.as_deref(), None | Some("" | "PreferNoSchedule"))
+                    && tolerates(found, taint)
             })
         })
         .count() as i64

@@ -62,7 +62,9 @@ fn claims<'a>(pod: &PodInfo, snapshot: &'a Snapshot) -> Result<Vec<(Key, &'a Cla
         let name = &used.name;
         let Some(claim) = snapshot.volumes.claims.get(&key) else {
             return Err(Rejection::unresolvable(if used.ephemeral {
-                format!("waiting for ephemeral volume controller to create the persistentvolumeclaim \"{name}\"")
+                format!(
+                    "waiting for ephemeral volume controller to create the persistentvolumeclaim \"{name}\""
+                )
             } else {
                 format!("persistentvolumeclaim \"{name}\" not found")
             }));
@@ -81,7 +83,9 @@ fn claims<'a>(pod: &PodInfo, snapshot: &'a Snapshot) -> Result<Vec<(Key, &'a Cla
             )));
         }
         if claim.terminating {
-            return Err(Rejection::unresolvable(format!("persistentvolumeclaim \"{name}\" is being deleted")));
+            return Err(Rejection::unresolvable(format!(
+                "persistentvolumeclaim \"{name}\" is being deleted"
+            )));
         }
         found.push((key, claim));
     }

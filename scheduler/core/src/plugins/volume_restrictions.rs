@@ -24,9 +24,9 @@ impl Plugin for VolumeRestrictions {
                 .is_some_and(|claim| claim.modes.iter().any(|mode| mode == "ReadWriteOncePod"))
         });
         for claim in exclusive {
-            let user = snapshot
-                .in_namespace(&pod.namespace)
-                .find(|(other, _)| other.uid != pod.uid && other.claims.iter().any(|used| used.name == claim.name));
+            let user = snapshot.in_namespace(&pod.namespace).find(|(other, _)| {
+                other.uid != pod.uid && other.claims.iter().any(|used| used.name == claim.name)
+            });
             if let Some((other, _)) = user {
                 cycle.put(InUse(format!("claim {} is used by pod {}", claim.name, other.name)));
                 return PreFilter::Continue;
