@@ -1,1 +1,27 @@
-//! The kubelet's shell over CRI.
+//! The kubelet: runs this node's pods through a container runtime and serves their logs and streams.
+//!
+//! Decisions are made in `keelson-nodeagent-core`; here they meet the world. Start with `agent` (which pods), `worker` (one
+//! pod's loop) and `execute` (one action). Knows nothing of the store or the scheduler.
+
+pub mod agent;
+pub mod cgroups;
+mod config;
+mod containers;
+pub mod context;
+pub mod cri;
+mod events;
+mod execute;
+mod handlers;
+mod images;
+mod objects;
+mod publish;
+mod sandboxes;
+pub mod server;
+pub mod source;
+mod start;
+mod tls;
+pub mod volumes;
+mod worker;
+
+pub use config::Config;
+pub use start::run;

@@ -1,0 +1,53 @@
+//! Writes pods' statuses and confirmed deletions to the API.
+//!
+//! Every write names the pod's uid, so a successor of the same name is never touched. A pod that is gone is no error.
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use keelson_nodeagent_core::pod::naming;
+use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use serde_json::{Value, json};
+
+/// Publishes a status.
+pub async fn status(client: &kube::Client, pod: &Pod, status: &PodStatus) -> Result<(), String> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), naming::namespace(pod));
+    let patch = json!({"metadata": {"uid": naming::uid(pod)}, "status": patch_of(status)?});
+    let name = naming::name(pod);
+    match api.patch_status(name, &PatchParams::default(), &Patch::Strategic(&patch)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(e)) if e.code == 404 => Ok(()),
+        // Another pod has the name now: ours is gone.
+        Err(kube::Error::Api(e)) if e.code == 409 && e.message.contains("uid") => Ok(()),
+        Err(e) => Err(format!("cannot patch the status of pod {name}: {e}")),
+    }
+}
+
+/// Fields that are not set any more are nulled; lists of addresses are replaced, conditions merged by type.
+fn patch_of(status: &PodStatus) -> Result<Value, String> {
+    let mut value = serde_json::to_value(status).map_err(|e| e.to_string())?;
+    let Some(map) = value.as_object_mut() else { return Err("a status is not an object".into()) };
+    for key in ["podIP", "podIPs", "reason", "message"] {
+        map.entry(key).or_insert(Value::Null);
+    }
+    for key in ["podIPs", "hostIPs"] {
+        if let Some(Value::Array(list)) = map.get_mut(key) {
+            list.push(json!({"$patch": "replace"}));
+        }
+    }
+    Ok(value)
+}
+
+/// Deletes the pod from the API for good: its containers are gone from this node.
+pub async fn confirm_deletion(client: &kube::Client, pod: &Pod) -> Result<(), String> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), naming::namespace(pod));
+    let preconditions = Preconditions { uid: pod.metadata.uid.clone(), resource_version: None };
+    let parameters = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    };
+    match api.delete(naming::name(pod), &parameters).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(()),
+        Err(e) => Err(format!("cannot confirm the deletion of pod {}: {e}", naming::name(pod))),
+    }
+}

@@ -1,0 +1,3 @@
+//! The node's HTTPS server: logs, exec, attach, port-forward, pods, health, statistics, metrics.
+
+pub mod logs;
