@@ -311,6 +311,11 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .short(&["hpa"])
             .category("all")
             .status(),
+        Resource::new("autoscaling", "v1", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
+            .short(&["hpa"])
+            .category("all")
+            .stored_as("autoscaling/v2")
+            .status(),
         Resource::new("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests")
             .short(&["csr"])
             .cluster()

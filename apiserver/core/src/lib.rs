@@ -16,9 +16,12 @@
 
 pub mod admission;
 pub mod authz;
+pub mod bootstrap;
 pub mod context;
+pub mod convert;
 pub mod decode;
 pub mod delete;
+pub mod discovery;
 pub mod managed;
 pub mod meta;
 pub mod node;
@@ -29,6 +32,7 @@ pub mod resources;
 pub mod review;
 pub mod scale;
 pub mod strategic;
+pub mod table;
 pub mod validate;
 pub mod value;
 pub mod write;

@@ -11,6 +11,10 @@ pub struct HorizontalPodAutoscalers;
 impl Strategy for HorizontalPodAutoscalers {
     fn default(&self, object: &mut Value) {
         default(object, "spec.minReplicas", 1);
+        if text(object, "apiVersion") == "autoscaling/v1" {
+            default(object, "spec.targetCPUUtilizationPercentage", 80);
+            return;
+        }
         if is_empty(at(object, "spec.metrics")) {
             let cpu = json!([{"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}}]);
             set(object, "spec.metrics", cpu);
