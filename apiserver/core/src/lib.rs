@@ -25,6 +25,7 @@ pub mod discovery;
 pub mod managed;
 pub mod meta;
 pub mod node;
+pub mod openapi;
 pub mod patch;
 pub mod pod_actions;
 pub mod rbac;
@@ -47,3 +48,6 @@ pub use patch::patch;
 pub use pod_actions::{Eviction, TokenRequest, bind, evict, token_request};
 pub use review::review;
 pub use write::{create, update};
+
+/// The version of the API that is spoken.
+pub const VERSION: &str = "v1.36.2";
