@@ -90,6 +90,37 @@ impl World {
         self.commit();
     }
 
+    /// One object as JSON.
+    pub fn value(&self, resource: &Gvr, key: &Key) -> Option<Arc<Value>> {
+        self.objects.get(&(resource.clone(), key.clone())).cloned()
+    }
+
+    /// All objects of a resource as JSON; of one namespace, if it is not empty.
+    pub fn values(&self, resource: &Gvr, namespace: &str) -> Vec<Arc<Value>> {
+        let here = |r: &Gvr, k: &Key| r == resource && (namespace.is_empty() || k.namespace == namespace);
+        self.objects.iter().filter(|((r, k), _)| here(r, k)).map(|(_, v)| v.clone()).collect()
+    }
+
+    /// Stores an object whole, under the resourceVersion it carries, if any.
+    pub fn replace(&mut self, resource: &Gvr, key: &Key, value: Value) -> Result<(), Refused> {
+        let version = value["metadata"]["resourceVersion"].as_str().map(str::to_owned);
+        let target = Target { resource: resource.clone(), key: key.clone(), subresource: None };
+        self.check(&target, &Precondition { uid: None, resource_version: version })?;
+        self.store(&(resource.clone(), key.clone()), value);
+        Ok(())
+    }
+
+    /// What write `version` changed: the resource, and the object before and after.
+    pub fn change(&self, version: usize) -> Option<(Gvr, Option<Arc<Value>>, Option<Arc<Value>>)> {
+        let (old, new) = (self.history.get(version.checked_sub(1)?)?, self.history.get(version)?);
+        let differs = |place: &&(Gvr, Key)| match (old.get(*place), new.get(*place)) {
+            (Some(a), Some(b)) => !Arc::ptr_eq(a, b),
+            (a, b) => a.is_some() != b.is_some(),
+        };
+        let place = old.keys().chain(new.keys()).find(differs)?;
+        Some((place.0.clone(), old.get(place).cloned(), new.get(place).cloned()))
+    }
+
     pub fn get<K: Object>(&self, key: &Key) -> Option<K> {
         let value = self.objects.get(&(Gvr::of::<K>(), key.clone()))?;
         serde_json::from_value((**value).clone()).ok()
