@@ -10,8 +10,20 @@ pub mod store;
 pub use catalogue::{Bound, Entry, Property, Report};
 
 /// Every model.
-pub const MODELS: &[Entry] = &[Entry {
-    name: "store-kv",
-    description: "apply under duplicates, restarts, snapshot installs and scrubs equals an undisturbed member",
-    run: store::kv::run,
-}];
+pub const MODELS: &[Entry] = &[
+    Entry {
+        name: "store-kv",
+        description: "apply under duplicates, restarts, snapshot installs and scrubs equals an undisturbed member",
+        run: store::kv::run,
+    },
+    Entry {
+        name: "store-lease",
+        description: "a lease lives its full TTL through leader changes, clock skew and retried proposals",
+        run: store::lease::run,
+    },
+    Entry {
+        name: "store-watch",
+        description: "watchers get exactly what happened through laps, compactions and catch-ups",
+        run: store::watch::run,
+    },
+];

@@ -215,10 +215,15 @@ impl WatcherSet {
     }
 
     /// An unknown id answers nothing.
-    pub fn cancel(&mut self, id: i64, revision: i64) -> Option<WatchResponse> {
-        self.remove(id)?;
-        let revision = revision.max(self.position);
-        Some(WatchResponse { revision, watch_id: id, canceled: true, ..WatchResponse::default() })
+    pub fn cancel(&mut self, id: i64, revision: i64) -> Vec<WatchResponse> {
+        let mut out = Vec::new();
+        if self.remove(id).is_some() {
+            let revision = revision.max(self.position);
+            out.push(WatchResponse { revision, watch_id: id, canceled: true, ..WatchResponse::default() });
+        }
+        // It may have been the one that progress waited for.
+        self.answer_progress(&mut out);
+        out
     }
 
     fn remove(&mut self, id: i64) -> Option<Watcher> {
@@ -281,9 +286,10 @@ impl WatcherSet {
     }
 
     /// The live feed was lost and goes on after `revision`: all watchers continue from history.
-    pub fn lag(&mut self, revision: i64) {
+    pub fn lag(&mut self, revision: i64) -> Vec<WatchResponse> {
+        let mut out = Vec::new();
         if revision <= self.position {
-            return;
+            return out;
         }
         for (id, watcher) in &mut self.watchers {
             if !self.unsynced.contains(id) {
@@ -297,6 +303,8 @@ impl WatcherSet {
         let synced: Vec<i64> =
             self.watchers.keys().filter(|id| !self.unsynced.contains(id)).copied().collect();
         synced.into_iter().for_each(|id| self.index(id));
+        self.answer_progress(&mut out);
+        out
     }
 
     /// What to read for those behind; `None` when all are synced.
@@ -355,7 +363,11 @@ impl WatcherSet {
     }
 
     fn answer_progress(&mut self, out: &mut Vec<WatchResponse>) {
-        if self.progress_asked && self.unsynced.is_empty() && self.position >= self.shown {
+        if self.progress_asked
+            && !self.watchers.is_empty()
+            && self.unsynced.is_empty()
+            && self.position >= self.shown
+        {
             self.progress_asked = false;
             out.push(self.progress(NO_WATCHER));
         }

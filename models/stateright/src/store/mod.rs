@@ -1,3 +1,5 @@
 //! Models of the store's cores.
 
 pub mod kv;
+pub mod lease;
+pub mod watch;
