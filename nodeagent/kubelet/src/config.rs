@@ -49,6 +49,8 @@ pub struct Config {
     /// Bytes at which a container's log is rotated, and how many files are kept.
     pub log_max_bytes: u64,
     pub log_max_files: usize,
+    /// Where the cluster's local-path volumes of this node lie.
+    pub local_path_base: PathBuf,
 }
 
 impl Config {
@@ -79,6 +81,7 @@ impl Config {
             thresholds: Thresholds::default(),
             log_max_bytes: 10 << 20,
             log_max_files: 5,
+            local_path_base: PathBuf::from("/var/lib/keelson/local-path"),
         }
     }
 

@@ -45,6 +45,7 @@ pub struct Node {
     pub resolver: Resolver,
     /// When each image was last seen in use.
     pub image_uses: Mutex<BTreeMap<String, jiff::Timestamp>>,
+    pub sampler: crate::stats::Sampler,
 }
 
 impl Node {

@@ -1,7 +1,6 @@
 //! Puts the agent together and runs it until cancelled. Pods outlive it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures::StreamExt as _;
@@ -9,7 +8,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::runtime::{WatchStreamExt as _, reflector, watcher};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use crate::cgroups::Cgroups;
 use crate::config::Config;
@@ -18,7 +17,7 @@ use crate::cri::Cri;
 use crate::events::Events;
 use crate::objects::{Objects, Tokens};
 use crate::source::{FromApi, FromFiles, PodSource};
-use crate::{agent, images};
+use crate::{agent, heartbeat, server, tls, upkeep};
 
 /// Runs the kubelet until `stop`. Fails at once if the runtime cannot be reached or this is not root.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
@@ -48,25 +47,34 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         resolver: context::node_resolver(&config),
         pods: Default::default(),
         image_uses: Default::default(),
+        sampler: Default::default(),
         services,
         cri,
         cgroups,
         config,
     });
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(bind) = node.config.bind {
+        // Bound before the node is registered, so that a ready node always answers.
+        let listener = tokio::net::TcpListener::bind(bind).await;
+        let listener = listener.with_context(|| format!("cannot listen on {bind}: pass another --port"))?;
+        tasks.spawn(server::serve(node.clone(), listener, tls::server(&node.config)?, stop.clone()));
+    }
     let mut sources: Vec<Box<dyn PodSource>> = Vec::new();
     if let Some(client) = client {
+        tasks.spawn(heartbeat::report(node.clone(), client.clone()));
+        tasks.spawn(heartbeat::lease(node.clone(), client.clone()));
         let node_name = node.config.node_name.clone();
         sources.push(Box::new(FromApi { client, node_name }));
     }
     if let Some(dir) = node.config.static_pods.clone() {
         sources.push(Box::new(FromFiles { dir, node_name: node.config.node_name.clone() }));
     }
-    let (_evict, evictions) = mpsc::channel(16);
-    let mut tasks = tokio::task::JoinSet::new();
+    let (evict, evictions) = mpsc::channel(16);
     if let Some(feed) = service_feed {
         tasks.spawn(feed);
     }
-    tasks.spawn(collect_images(node.clone()));
+    tasks.spawn(upkeep::run(node.clone(), evict));
     agent::run(node, sources, evictions, stop).await;
     tasks.abort_all();
     Ok(())
@@ -93,15 +101,4 @@ fn watch_services(client: kube::Client) -> (reflector::Store<Service>, Feed) {
         }
     };
     (reader, Box::pin(feed))
-}
-
-async fn collect_images(node: Arc<Node>) {
-    let mut tick = tokio::time::interval(Duration::from_secs(300));
-    tick.tick().await;
-    loop {
-        tick.tick().await;
-        if let Err(e) = images::collect(&node).await {
-            warn!(error = e.message(), "image collection failed");
-        }
-    }
 }

@@ -171,7 +171,10 @@ fn check_host_path(source: &HostPathVolumeSource) -> Result<(), String> {
             }
             return Ok(());
         }
-        "DirectoryOrCreate" if !path.exists() => return fs::create_dir_all(path).map_err(io),
+        "DirectoryOrCreate" if !path.exists() => {
+            fs::create_dir_all(path).map_err(io)?;
+            return Ok(());
+        }
         "FileOrCreate" if !path.exists() => {
             return fs::OpenOptions::new().create(true).append(true).open(path).map(|_| ()).map_err(io);
         }
@@ -202,10 +205,17 @@ async fn persistent(node: &Node, pod: &Pod, claim: &str, make: bool) -> Result<P
     let spec = volume.spec.unwrap_or_default();
     let path = match (&spec.host_path, &spec.local) {
         (Some(host), _) => {
+            let path = PathBuf::from(&host.path);
             if make {
+                let fresh = !path.exists();
                 check_host_path(host)?;
+                if fresh && path.starts_with(&node.config.local_path_base) {
+                    // A provisioned volume belongs to its claim: pods of any user may write.
+                    let open = fs::set_permissions(&path, fs::Permissions::from_mode(0o777));
+                    open.map_err(|e| format!("{}: {e}", path.display()))?;
+                }
             }
-            PathBuf::from(&host.path)
+            path
         }
         (None, Some(local)) => {
             let path = PathBuf::from(&local.path);
@@ -215,7 +225,9 @@ async fn persistent(node: &Node, pod: &Pod, claim: &str, make: bool) -> Result<P
             path
         }
         _ => {
-            return Err(format!("persistentvolume \"{name}\": only hostPath and local volumes are supported"));
+            return Err(format!(
+                "persistentvolume \"{name}\": only hostPath and local volumes are supported"
+            ));
         }
     };
     if let Some(group) = fs_group(pod).filter(|_| make) {
