@@ -172,12 +172,12 @@ impl WatcherSet {
             cancel_reason,
             ..WatchResponse::default()
         };
+        if request.start_revision < 0 {
+            return refused("etcdserver: mvcc: required revision has been compacted");
+        }
         let key = if request.key.is_empty() { Bytes::from_static(b"\0") } else { request.key };
         if KeyRange::new(&key, &request.range_end).is_empty() {
             return refused("mvcc: watcher range is empty");
-        }
-        if request.start_revision < 0 {
-            return refused("etcdserver: mvcc: required revision has been compacted");
         }
         let Some(id) = self.choose_id(request.watch_id) else {
             return refused("mvcc: duplicate watch ID provided on the WatchStream");

@@ -7,7 +7,9 @@ mod corpus;
 
 use std::path::PathBuf;
 
+use corpus::watch::replay_streams;
 use corpus::{replay, sequences};
+use serde_json::Value;
 
 fn folder() -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
@@ -16,6 +18,10 @@ fn folder() -> Option<PathBuf> {
 }
 
 fn check(file: &str) {
+    check_each(file, replay);
+}
+
+fn check_each(file: &str, replay: impl Fn(&Value) -> usize) {
     let Some(folder) = folder() else {
         eprintln!("skipped: no etcd-corpus; set KEELSON_SHARED to the folder that has data/etcd-corpus");
         return;
@@ -56,4 +62,13 @@ fn recorded_mixtures_are_answered_as_etcd_does() {
 #[test]
 fn recorded_wide_stores_are_answered_as_etcd_does() {
     check("kv-wide.jsonl.gz");
+}
+
+#[test]
+fn recorded_watches_see_what_etcd_shows() {
+    // Timed notices are not replayed: there is no clock here.
+    let timed = |sequence: &Value| sequence["server"]["flags"].to_string().contains("progress-notify");
+    let replay = |sequence: &Value| if timed(sequence) { 0 } else { replay_streams(sequence) };
+    check_each("watch-scripted.jsonl.gz", replay);
+    check_each("watch-random.jsonl.gz", replay);
 }

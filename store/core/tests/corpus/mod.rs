@@ -1,5 +1,7 @@
 //! From gateway JSON to the core's requests and back, and the replay.
 
+pub mod watch;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -11,8 +13,8 @@ use keelson_store_core::compact::Scrub;
 use keelson_store_core::{
     Batch, Command, Compare, CompareResult, CompareTarget, DeleteRangeRequest, DeleteRangeResponse, Error,
     KeyValue, MemoryBackend, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp, Response,
-    ResponseOp, SortOrder, SortTarget, Stamp, State, TxnRequest, TxnResponse, apply, check, invariants,
-    range,
+    ResponseOp, RevisionEvents, SortOrder, SortTarget, Stamp, State, TxnRequest, TxnResponse, apply, check,
+    invariants, range,
 };
 use serde_json::{Map, Value, json};
 
@@ -78,6 +80,7 @@ struct Store {
     state: State,
     backend: MemoryBackend,
     index: u64,
+    published: Vec<RevisionEvents>,
 }
 
 impl Store {
@@ -87,6 +90,7 @@ impl Store {
         let batch = Batch { stamp, commands: vec![command] };
         let effects = apply(&mut self.state, &self.backend, self.index, &batch);
         self.backend.write(&effects.writes);
+        self.published.extend(effects.events);
         // Scrub in small slices, as a member under load would.
         let mut scrub = Scrub::due(&self.state, &self.backend).filter(|_| self.index % 3 == 0);
         while let Some(due) = scrub {
