@@ -29,6 +29,12 @@ pub trait Backend: Read + Send + Sync + 'static {
     /// IO; the member must stop.
     fn commit(&self, writes: &[Write], mark: &[u8]) -> io::Result<()>;
 
+    /// Writes that belong to no log entry (space given back): the mark stays.
+    ///
+    /// # Errors
+    /// IO.
+    fn prune(&self, writes: &[Write]) -> io::Result<()>;
+
     /// The mark of the newest commit.
     ///
     /// # Errors
@@ -51,36 +57,99 @@ pub trait Backend: Read + Send + Sync + 'static {
     fn install(&self, incoming: Self::Incoming, mark: &[u8]) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// Records of a snapshot stream: family (1 byte), key length, value length (4 bytes each), key, value.
-pub fn encode_record(out: &mut BytesMut, cf: Cf, key: &[u8], value: &[u8]) {
+/// The family byte of the record that ends a snapshot stream.
+const END: u8 = 0xff;
+
+/// Writes a snapshot stream: records of family (1 byte), key length, value length (4 bytes each), key, value; at the end
+/// one that says how many there were and their crc32c, so that a stream cut short or changed is never installed.
+#[derive(Default)]
+pub struct SnapshotWriter {
+    buffer: BytesMut,
+    records: u64,
+    sum: u32,
+}
+
+impl SnapshotWriter {
+    /// Adds one record; a chunk comes back when one is full.
+    pub fn put(&mut self, cf: Cf, key: &[u8], value: &[u8]) -> Option<Bytes> {
+        let start = self.buffer.len();
+        record(&mut self.buffer, cf as u8, key, value);
+        self.sum = crc32c::crc32c_append(self.sum, &self.buffer[start..]);
+        self.records += 1;
+        (self.buffer.len() >= CHUNK).then(|| self.buffer.split().freeze())
+    }
+
+    /// The last chunk.
+    pub fn finish(mut self) -> Bytes {
+        record(&mut self.buffer, END, &self.records.to_be_bytes(), &self.sum.to_be_bytes());
+        self.buffer.freeze()
+    }
+}
+
+fn record(out: &mut BytesMut, family: u8, key: &[u8], value: &[u8]) {
     out.reserve(9 + key.len() + value.len());
-    out.put_u8(cf as u8);
+    out.put_u8(family);
     out.put_u32(key.len() as u32);
     out.put_u32(value.len() as u32);
     out.put_slice(key);
     out.put_slice(value);
 }
 
-/// Takes the next record off the front; `None` when it is not complete yet.
-///
-/// # Errors
-/// The family does not exist: not a snapshot of ours.
-pub fn decode_record(buffer: &mut BytesMut) -> io::Result<Option<(Cf, Bytes, Bytes)>> {
-    if buffer.len() < 9 {
-        return Ok(None);
+/// Reads a snapshot stream from pieces of any size.
+#[derive(Default)]
+pub struct SnapshotReader {
+    buffer: BytesMut,
+    records: u64,
+    sum: u32,
+    ended: bool,
+}
+
+fn bad(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("snapshot stream: {text}"))
+}
+
+impl SnapshotReader {
+    /// Adds a piece.
+    pub fn push(&mut self, piece: &[u8]) {
+        self.buffer.extend_from_slice(piece);
     }
-    let number = |at: usize| u32::from_be_bytes(buffer[at..at + 4].try_into().expect("four bytes")) as usize;
-    let (key, value) = (number(1), number(5));
-    if buffer.len() < 9 + key + value {
-        return Ok(None);
+
+    /// The next record; `None` when more is needed, or nothing more comes.
+    ///
+    /// # Errors
+    /// Not a snapshot of ours, or damaged.
+    pub fn next_record(&mut self) -> io::Result<Option<(Cf, Bytes, Bytes)>> {
+        if self.ended || self.buffer.len() < 9 {
+            return Ok(None);
+        }
+        let number =
+            |at: usize| u32::from_be_bytes(self.buffer[at..at + 4].try_into().expect("four bytes")) as usize;
+        let (key, value) = (number(1), number(5));
+        if self.buffer.len() < 9 + key + value {
+            return Ok(None);
+        }
+        let mut record = self.buffer.split_to(9 + key + value).freeze();
+        let family = record[0];
+        if family == END {
+            let same = record[9..] == [&self.records.to_be_bytes()[..], &self.sum.to_be_bytes()].concat();
+            self.ended = true;
+            return if same { Ok(None) } else { Err(bad("the checksum does not match")) };
+        }
+        let cf = Cf::ALL.into_iter().find(|cf| *cf as u8 == family).ok_or_else(|| bad("unknown column family"))?;
+        self.sum = crc32c::crc32c_append(self.sum, &record);
+        self.records += 1;
+        let _head = record.split_to(9);
+        let key = record.split_to(key);
+        Ok(Some((cf, key, record)))
     }
-    let Some(cf) = Cf::ALL.into_iter().find(|cf| *cf as u8 == buffer[0]) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "snapshot stream names an unknown column family"));
-    };
-    let mut record = buffer.split_to(9 + key + value).freeze();
-    let _head = record.split_to(9);
-    let key = record.split_to(key);
-    Ok(Some((cf, key, record)))
+
+    /// Whether everything was there.
+    ///
+    /// # Errors
+    /// The stream was cut short, or goes on behind its end.
+    pub fn finish(&self) -> io::Result<()> {
+        if self.ended && self.buffer.is_empty() { Ok(()) } else { Err(bad("it ends early")) }
+    }
 }
 
 /// How much of a snapshot goes into one chunk, bytes.
@@ -132,6 +201,11 @@ impl Backend for MemoryStore {
         Ok(())
     }
 
+    fn prune(&self, writes: &[Write]) -> io::Result<()> {
+        self.live.write().expect("no panic while locked").state.write(writes);
+        Ok(())
+    }
+
     fn mark(&self) -> io::Result<Option<Bytes>> {
         Ok(self.live.read().expect("no panic while locked").mark.clone())
     }
@@ -144,21 +218,18 @@ impl Backend for MemoryStore {
 
     fn export(&self) -> io::Result<Chunks> {
         let state = self.contents();
-        let mut chunks = vec![BytesMut::new()];
+        let mut writer = SnapshotWriter::default();
+        let mut chunks = Vec::new();
         for cf in Cf::ALL {
             state.scan(cf, Bound::Unbounded, Bound::Unbounded, false, &mut |key, value| {
-                if chunks.last().is_none_or(|last| last.len() >= CHUNK) {
-                    chunks.push(BytesMut::new());
-                }
-                if let Some(last) = chunks.last_mut() {
-                    encode_record(last, cf, key, value);
-                }
+                chunks.extend(writer.put(cf, key, value));
                 ControlFlow::Continue(())
             });
         }
+        chunks.push(writer.finish());
         let (sender, receiver) = mpsc::channel(chunks.len());
         for chunk in chunks {
-            let sent = sender.try_send(Ok(chunk.freeze()));
+            let sent = sender.try_send(Ok(chunk));
             assert!(sent.is_ok(), "the channel has room for every chunk");
         }
         Ok(receiver)
@@ -166,14 +237,14 @@ impl Backend for MemoryStore {
 
     async fn receive(&self, mut chunks: Chunks) -> io::Result<Self::Incoming> {
         let mut incoming = BTreeMap::new();
-        let mut buffer = BytesMut::new();
+        let mut reader = SnapshotReader::default();
         while let Some(chunk) = chunks.recv().await {
-            buffer.extend_from_slice(&chunk?);
-            while let Some((cf, key, value)) = decode_record(&mut buffer)? {
+            reader.push(&chunk?);
+            while let Some((cf, key, value)) = reader.next_record()? {
                 incoming.insert((cf as u8, key), (cf, value));
             }
         }
-        if buffer.is_empty() { Ok(incoming) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+        reader.finish().map(|()| incoming)
     }
 
     async fn install(&self, incoming: Self::Incoming, mark: &[u8]) -> io::Result<()> {

@@ -23,7 +23,7 @@ pub mod reads;
 pub mod replica;
 pub mod types;
 
-pub use backend::{Backend, Chunks, MemoryStore};
+pub use backend::{Backend, Chunks, MemoryStore, SnapshotReader, SnapshotWriter};
 pub use log::{Disk, FileDisk, LogError, SegmentLog};
 pub use machine::{Listener, Shared, StateMachine};
 pub use network::{Network, Reply, Request, Transport, TransportError};

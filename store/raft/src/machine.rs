@@ -12,6 +12,7 @@ use std::io;
 use std::sync::{Arc, RwLock};
 
 use futures::{Stream, StreamExt};
+use keelson_store_core::compact::{Scrub, Slice};
 use keelson_store_core::{Batch, Command, Error, Member, RevisionEvents, State, apply};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{AsyncRuntime, OptionalSend};
@@ -50,6 +51,19 @@ impl<B: Backend> Shared<B> {
     pub fn read<T>(&self, read: impl FnOnce(&State, &B) -> T) -> Option<T> {
         let guarded = self.state.read().expect("no panic while the state is locked");
         if guarded.installing { None } else { Some(read(&guarded.state, &self.backend)) }
+    }
+
+    /// Writes one slice of a scrub, apart from applying; answers what comes next. `None` while a snapshot is installed.
+    ///
+    /// # Errors
+    /// IO.
+    pub fn scrub(&self, slice: impl FnOnce(&B) -> Slice) -> Option<io::Result<Option<Scrub>>> {
+        let guarded = self.state.write().expect("no panic while the state is locked");
+        if guarded.installing {
+            return None;
+        }
+        let slice = slice(&self.backend);
+        Some(self.backend.prune(&slice.writes).map(|()| slice.next))
     }
 
     /// Index of the newest applied entry.

@@ -164,6 +164,11 @@ where
         self.raft.server_metrics().borrow_watched().vote.leader_id.term
     }
 
+    /// Index of the newest entry known to be committed.
+    pub fn committed(&self) -> u64 {
+        self.raft.data_metrics().borrow_watched().local_committed.map_or(0, |id| id.index)
+    }
+
     /// How long one message may stay without an answer.
     pub fn patience(&self) -> Duration {
         self.election

@@ -1,0 +1,107 @@
+//! Cluster: members added, removed, updated, promoted, listed.
+
+use keelson_store_core::{Error, Member};
+use keelson_store_proto::client::Etcd;
+use keelson_store_proto::etcdserverpb as pb;
+use keelson_store_proto::etcdserverpb::cluster_server::Cluster;
+use keelson_store_raft::network::MemberChange;
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use crate::config::Endpoint;
+use crate::convert::{self, status};
+
+fn list(members: &[Member]) -> Vec<pb::Member> {
+    members.iter().map(convert::member).collect()
+}
+
+impl Services {
+    fn member_header(&self) -> Option<pb::ResponseHeader> {
+        self.handle.headers().at(0)
+    }
+}
+
+#[tonic::async_trait]
+impl Cluster for Services {
+    async fn member_add(
+        &self,
+        r: Request<pb::MemberAddRequest>,
+    ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        let request = r.into_inner();
+        let id = self.handle.add_member("", request.peer_ur_ls, request.is_learner).await?;
+        let members = self.handle.members().await?;
+        Ok(Response::new(pb::MemberAddResponse {
+            header: self.member_header(),
+            member: members.iter().find(|member| member.id == id).map(convert::member),
+            members: list(&members),
+        }))
+    }
+
+    async fn member_remove(
+        &self,
+        r: Request<pb::MemberRemoveRequest>,
+    ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
+        let id = r.into_inner().id;
+        self.handle.voters_only()?;
+        let members = self.handle.members().await?;
+        if members.iter().all(|member| member.id != id) {
+            return Err(status(Error::MemberNotFound));
+        }
+        if self.handle.config().strict_reconfig_check {
+            // Members that have never started cannot be part of the quorum that remains.
+            let rest = members.iter().filter(|member| member.id != id && !member.is_learner);
+            let (all, started) = rest.fold((0, 0), |(all, started), member| {
+                (all + 1, started + usize::from(!member.client_urls.is_empty()))
+            });
+            if started < all / 2 + 1 {
+                return Err(status(Error::NotEnoughStartedMembers));
+            }
+        }
+        let members = self.handle.change(MemberChange::Remove { id }, |members| members.get(id).is_none()).await?;
+        Ok(Response::new(pb::MemberRemoveResponse { header: self.member_header(), members: list(&members) }))
+    }
+
+    async fn member_update(
+        &self,
+        r: Request<pb::MemberUpdateRequest>,
+    ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+        let request = r.into_inner();
+        self.handle.voters_only()?;
+        let (id, peer_urls) = (request.id, request.peer_ur_ls);
+        if peer_urls.is_empty() || peer_urls.iter().any(|url| Endpoint::parse(url).is_err()) {
+            return Err(status(Error::InvalidMemberUrls));
+        }
+        let members = self.handle.members().await?;
+        if members.iter().all(|member| member.id != id) {
+            return Err(status(Error::MemberNotFound));
+        }
+        let taken = |member: &Member| member.id != id && member.peer_urls.iter().any(|url| peer_urls.contains(url));
+        if members.iter().any(taken) {
+            return Err(status(Error::PeerUrlsExist));
+        }
+        let change = MemberChange::Update { id, peer_urls: peer_urls.clone() };
+        let shows = |members: &keelson_store_core::Members| {
+            members.get(id).is_none_or(|member| member.peer_urls == peer_urls)
+        };
+        let members = self.handle.change(change, shows).await?;
+        Ok(Response::new(pb::MemberUpdateResponse { header: self.member_header(), members: list(&members) }))
+    }
+
+    async fn member_list(
+        &self,
+        r: Request<pb::MemberListRequest>,
+    ) -> Result<Response<pb::MemberListResponse>, Status> {
+        Etcd::member_list(&self.handle, r.into_inner()).await.map(Response::new)
+    }
+
+    async fn member_promote(
+        &self,
+        r: Request<pb::MemberPromoteRequest>,
+    ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
+        let id = r.into_inner().id;
+        self.handle.voters_only()?;
+        let shows = |members: &keelson_store_core::Members| members.get(id).is_none_or(|member| !member.is_learner);
+        let members = self.handle.change(MemberChange::Promote { id }, shows).await?;
+        Ok(Response::new(pb::MemberPromoteResponse { header: self.member_header(), members: list(&members) }))
+    }
+}

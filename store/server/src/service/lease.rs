@@ -1,0 +1,95 @@
+//! Lease: grant, revoke, keep-alive, time to live, list.
+
+use keelson_store_core::Stamp;
+use keelson_store_proto::client::Etcd;
+use keelson_store_proto::etcdserverpb as pb;
+use keelson_store_proto::etcdserverpb::lease_server::Lease;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Services, Stream};
+
+#[tonic::async_trait]
+impl Lease for Services {
+    async fn lease_grant(
+        &self,
+        r: Request<pb::LeaseGrantRequest>,
+    ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
+        Etcd::lease_grant(&self.handle, r.into_inner()).await.map(Response::new)
+    }
+
+    async fn lease_revoke(
+        &self,
+        r: Request<pb::LeaseRevokeRequest>,
+    ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
+        Etcd::lease_revoke(&self.handle, r.into_inner()).await.map(Response::new)
+    }
+
+    type LeaseKeepAliveStream = Stream<pb::LeaseKeepAliveResponse>;
+
+    async fn lease_keep_alive(
+        &self,
+        r: Request<Streaming<pb::LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let mut incoming = r.into_inner();
+        let handle = self.handle.clone();
+        let (sender, receiver) = mpsc::channel(16);
+        tokio::spawn(async move {
+            loop {
+                let request = tokio::select! {
+                    biased;
+                    () = sender.closed() => return,
+                    request = incoming.message() => request,
+                };
+                let Ok(Some(request)) = request else { return };
+                let answer = handle.lease_keep_alive(request.id).await;
+                let failed = answer.is_err();
+                if sender.send(answer).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        r: Request<pb::LeaseTimeToLiveRequest>,
+    ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+        let request = r.into_inner();
+        self.handle.voters_only()?;
+        self.handle.linearize().await?;
+        // A follower knows lease time as of the last tick.
+        let now = self.handle.replica().stamp().unwrap_or_else(Stamp::default);
+        let (revision, found) = self
+            .handle
+            .at_once(|state, rocks| {
+                (state.revision(), state.time_to_live(rocks, request.id, request.keys, now))
+            })
+            .await?;
+        Ok(Response::new(pb::LeaseTimeToLiveResponse {
+            header: self.handle.headers().at(revision),
+            id: found.id,
+            ttl: found.ttl,
+            granted_ttl: found.granted_ttl,
+            keys: found.keys,
+        }))
+    }
+
+    async fn lease_leases(
+        &self,
+        _: Request<pb::LeaseLeasesRequest>,
+    ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
+        self.handle.voters_only()?;
+        self.handle.linearize().await?;
+        let (revision, ids) = self
+            .handle
+            .at_once(|state, _| (state.revision(), state.lessor().by_expiry().collect::<Vec<_>>()))
+            .await?;
+        Ok(Response::new(pb::LeaseLeasesResponse {
+            header: self.handle.headers().at(revision),
+            leases: ids.into_iter().map(|id| pb::LeaseStatus { id }).collect(),
+        }))
+    }
+}

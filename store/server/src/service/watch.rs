@@ -1,0 +1,73 @@
+//! Watch: a gRPC stream onto a watch stream of the handle.
+
+use keelson_store_core::Error;
+use keelson_store_proto::client::Etcd;
+use keelson_store_proto::etcdserverpb as pb;
+use keelson_store_proto::etcdserverpb::watch_server::Watch;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Services, Stream};
+use crate::convert::status;
+use crate::handle::{Handle, leader_patience};
+
+#[tonic::async_trait]
+impl Watch for Services {
+    type WatchStream = Stream<pb::WatchResponse>;
+
+    async fn watch(
+        &self,
+        r: Request<Streaming<pb::WatchRequest>>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let needs_leader = r.metadata().get("hasleader").is_some_and(|value| value == "true");
+        if needs_leader && self.handle.replica().leader_id() == 0 {
+            return Err(status(Error::NoLeader));
+        }
+        let mut incoming = r.into_inner();
+        let (requests, mut answers) = Etcd::watch(&self.handle).await?;
+        let handle = self.handle.clone();
+        let (sender, receiver) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let feed = async {
+                while let Ok(Some(request)) = incoming.message().await {
+                    if requests.send(request).await.is_err() {
+                        break;
+                    }
+                }
+                drop(requests);
+            };
+            let drain = async {
+                while let Some(answer) = answers.recv().await {
+                    if sender.send(answer).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let both = async { tokio::join!(feed, drain) };
+            tokio::select! {
+                biased;
+                _ = both => {}
+                () = sender.closed() => {}
+                () = leaderless(&handle), if needs_leader => {
+                    // The client may be gone.
+                    let _ = sender.send(Err(status(Error::NoLeader))).await;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Resolves once there has been no leader for three election timeouts.
+async fn leaderless(handle: &Handle) {
+    let patience = leader_patience(handle.config());
+    let mut misses = 0;
+    loop {
+        tokio::time::sleep(patience / 3).await;
+        misses = if handle.replica().leader_id() == 0 { misses + 1 } else { 0 };
+        if misses >= 3 {
+            return;
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! Starting and stopping one member; several may run in one process.
+//!
+//! Start: lock the data directory → know who we are → bind every port → open database and log → start the replica → form
+//! the group if that is ours to do → serve peers and clients → publish ourselves. Stop: hand leadership over → close the
+//! ports → end Raft → make everything durable.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use keelson_store_core::{Command, RevisionEvents, State};
+use keelson_store_raft::types::TokioRuntime;
+use keelson_store_raft::{Backend, FileDisk, Listener, Node, Replica, ReplicaConfig, SegmentLog};
+use keelson_store_sync::{Hub, Publisher};
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{ClusterState, Config};
+use crate::handle::{Handle, Inner, Member};
+use crate::http::ClientService;
+use crate::identity::{DataDir, Identity, cluster_id, initial_ids};
+use crate::listen::{self, Bound};
+use crate::metrics::Metrics;
+use crate::peer::{self, PeerService, PeerTransport};
+use crate::rocks::Rocks;
+use crate::{scrub, service, tls};
+
+/// Recent changes kept in memory for watchers: how many, and how many bytes.
+const RING: usize = 4096;
+const RING_BYTES: usize = 8 << 20;
+/// How long a stopping leader waits for another to take over.
+const HAND_OVER: Duration = Duration::from_millis(1000);
+/// How often the member looks whether it can go on.
+const WATCHDOG: Duration = Duration::from_millis(500);
+/// How long a joining member looks for the cluster.
+const JOIN: Duration = Duration::from_secs(60);
+
+/// One running member.
+pub struct Store {
+    handle: Handle,
+    /// Where clients are served, with the ports really bound.
+    pub client_addresses: Vec<SocketAddr>,
+    ready: watch::Receiver<bool>,
+    ended: watch::Receiver<Option<Result<(), String>>>,
+}
+
+impl Store {
+    /// Starts a member, which runs until `stop` is cancelled or it cannot go on.
+    ///
+    /// It returns once the ports are bound and the member runs, before there is a leader: see `ready`.
+    ///
+    /// # Errors
+    /// Configuration that cannot work, ports taken, data that is damaged or another cluster's, a cluster that does not
+    /// know us; each with what to do.
+    pub async fn start(config: Config, stop: CancellationToken) -> Result<Store> {
+        config.check()?;
+        let client_tls = config.tls.as_ref().map(tls::server).transpose().context("client TLS")?;
+        let peer_tls = config.peer_tls.as_ref().map(tls::server).transpose().context("peer TLS")?;
+        let dial_tls = config.peer_tls.as_ref().map(tls::client).transpose().context("peer TLS")?;
+        let data = DataDir::open(&config.data_dir)?;
+        let clients = listen::bind(&config.listen_client_urls, client_tls.as_ref(), "--listen-client-urls").await?;
+        let peers = listen::bind(&config.listen_peer_urls, peer_tls.as_ref(), "--listen-peer-urls").await?;
+        let probes =
+            listen::bind(&config.listen_metrics_urls, client_tls.as_ref(), "--listen-metrics-urls").await?;
+        let client_addresses = clients.iter().map(|bound| bound.address).collect();
+        let doors = Doors::default();
+        for bound in peers {
+            doors.open(bound, doors.peers.clone(), 1024);
+        }
+        let identity = doors.or_close(identify(&config, &data, dial_tls.as_ref())).await?;
+        let member = doors.or_close(Opened::open(&config, &data, identity, dial_tls)).await?;
+        doors.or_close(member.form(&config)).await?;
+        let (running, ready) = member.serve(config, clients, probes, doors, stop);
+        let handle = running.handle.clone();
+        let (ended_sender, ended) = watch::channel(None);
+        tokio::spawn(async move {
+            let result = running.until_stopped(data).await;
+            ended_sender.send_replace(Some(result));
+        });
+        Ok(Store { handle, client_addresses, ready, ended })
+    }
+
+    /// The API in process.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Returns once there is a leader and all members can know where we are.
+    ///
+    /// # Errors
+    /// The member stopped before.
+    pub async fn ready(&self) -> Result<()> {
+        let mut ready = self.ready.clone();
+        ready.wait_for(|ready| *ready).await.map(|_| ()).context("the member stopped before it was ready")
+    }
+
+    /// Returns once the member has stopped and everything is durable and closed.
+    ///
+    /// # Errors
+    /// Why it stopped, if it was not asked to.
+    pub async fn stopped(&self) -> Result<()> {
+        let mut ended = self.ended.clone();
+        let result = match ended.wait_for(Option::is_some).await {
+            Ok(result) => result.clone(),
+            Err(_) => Some(Err("the member's task ended early".to_owned())),
+        };
+        match result {
+            Some(Err(reason)) => bail!(reason),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The ports and what answers on them. Peers are answered ("starting") from the beginning, so that members that start
+/// together do not wait for each other.
+#[derive(Default)]
+struct Doors {
+    tasks: TaskTracker,
+    close: CancellationToken,
+    peers: PeerService,
+}
+
+impl Doors {
+    fn open(&self, bound: Bound, service: impl listen::Serve, streams: u32) {
+        self.tasks.spawn(listen::run(bound, service, streams, self.close.clone()));
+    }
+
+    /// Closes the doors again when a step of the start fails.
+    async fn or_close<T>(&self, step: impl Future<Output = Result<T>>) -> Result<T> {
+        let result = step.await;
+        if result.is_err() {
+            self.close.cancel();
+            self.tasks.close();
+            self.tasks.wait().await;
+        }
+        result
+    }
+}
+
+/// Finds out who we are: from the data directory, from the initial cluster, or from the cluster we join.
+async fn identify(
+    config: &Config,
+    data: &DataDir,
+    tls: Option<&Arc<rustls::ClientConfig>>,
+) -> Result<Identity> {
+    let members = config.initial_members();
+    let known = data.identity()?;
+    if let Some(identity) = known {
+        return Ok(identity);
+    }
+    match config.initial_cluster_state {
+        ClusterState::New => {
+            let ids = initial_ids(&members, &config.initial_cluster_token);
+            let member_id = *ids.get(&config.name).context("the initial cluster does not name us")?;
+            refuse_second_birth(config, &members, member_id, tls).await?;
+            data.keep(member_id, cluster_id(&ids, &config.initial_cluster_token))
+        }
+        ClusterState::Existing => join(config, data, &members, tls).await,
+    }
+}
+
+/// A voter that lost its disk must not vote again under its old name: it may have promised otherwise.
+async fn refuse_second_birth(
+    config: &Config,
+    members: &BTreeMap<String, Vec<String>>,
+    member_id: u64,
+    tls: Option<&Arc<rustls::ClientConfig>>,
+) -> Result<()> {
+    for url in members.iter().filter(|(name, _)| **name != config.name).flat_map(|(_, urls)| urls) {
+        let Ok(info) = peer::cluster_info(url, tls).await else { continue };
+        let started = |member: &&keelson_store_core::Member| member.id == member_id && !member.client_urls.is_empty();
+        if info.members.iter().any(|member| started(&member)) {
+            bail!(
+                "member {member_id:x} has already been bootstrapped; it lost its data: remove it with `etcdctl member \
+                 remove {member_id:x}`, add it again, and start it with --initial-cluster-state=existing"
+            );
+        }
+    }
+    Ok(())
+}
+
+async fn join(
+    config: &Config,
+    data: &DataDir,
+    members: &BTreeMap<String, Vec<String>>,
+    tls: Option<&Arc<rustls::ClientConfig>>,
+) -> Result<Identity> {
+    let urls: Vec<&String> =
+        members.iter().filter(|(name, _)| **name != config.name).flat_map(|(_, urls)| urls).collect();
+    if urls.is_empty() {
+        bail!("--initial-cluster-state=existing needs another member in --initial-cluster");
+    }
+    let deadline = tokio::time::Instant::now() + JOIN;
+    let mut last = String::new();
+    loop {
+        for url in &urls {
+            let info = match peer::cluster_info(url, tls).await {
+                Ok(info) => info,
+                Err(error) => {
+                    last = error;
+                    continue;
+                }
+            };
+            let ours = info
+                .members
+                .iter()
+                .find(|member| member.peer_urls.iter().any(|url| config.initial_advertise_peer_urls.contains(url)));
+            match ours {
+                Some(member) if member.client_urls.is_empty() => return data.keep(member.id, info.cluster_id),
+                Some(member) => bail!(
+                    "member {id:x} has already been bootstrapped; it lost its data: remove it with `etcdctl member \
+                     remove {id:x}` and add it again",
+                    id = member.id
+                ),
+                // A member just added may not be known there yet.
+                None => {
+                    last = format!(
+                        "the cluster at {url} does not know {}: add it with `etcdctl member add {} --peer-urls={}`",
+                        config.initial_advertise_peer_urls.join(","),
+                        config.name,
+                        config.initial_advertise_peer_urls.join(",")
+                    );
+                }
+            }
+        }
+        if tokio::time::Instant::now() >= deadline {
+            bail!("cannot join the cluster: {last}");
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+/// Passes what is applied on to watchers and to the scrub.
+struct Events {
+    publisher: Mutex<Publisher<RevisionEvents>>,
+    compacted: Arc<Notify>,
+}
+
+impl Listener for Events {
+    fn applied(&self, _: &State, events: Vec<RevisionEvents>, compacted: bool) {
+        if !events.is_empty() {
+            let mut publisher = self.publisher.lock().expect("no panic while locked");
+            for group in events {
+                let size = group.size();
+                publisher.publish(group.revision as u64, Arc::new(group), size);
+            }
+        }
+        if compacted {
+            self.compacted.notify_one();
+        }
+    }
+
+    fn restored(&self, state: &State) {
+        self.publisher.lock().expect("no panic while locked").reset(state.revision() as u64);
+        self.compacted.notify_one();
+    }
+}
+
+/// A member whose replica runs, not yet served to anyone.
+struct Opened {
+    identity: Identity,
+    replica: Arc<Member>,
+    hub: Arc<Hub<RevisionEvents>>,
+    metrics: Metrics,
+    compacted: Arc<Notify>,
+    pristine: bool,
+}
+
+impl Opened {
+    async fn open(
+        config: &Config,
+        data: &DataDir,
+        identity: Identity,
+        dial: Option<Arc<rustls::ClientConfig>>,
+    ) -> Result<Opened> {
+        let disk = Arc::new(FileDisk::open(&data.folder.join("wal"), !config.unsafe_no_fsync).context("raft log")?);
+        let metrics = Metrics::new(disk.stats.clone());
+        let log = SegmentLog::open(disk)?;
+        let pristine = log.is_pristine();
+        let folder = data.folder.join("snap");
+        let memory = config.memory;
+        let backend = tokio::task::spawn_blocking(move || Rocks::open(&folder, memory)).await??;
+        let (publisher, hub) = Hub::new(RING, RING_BYTES, 0);
+        let compacted = Arc::new(Notify::new());
+        let events = Events { publisher: Mutex::new(publisher), compacted: compacted.clone() };
+        let transport = PeerTransport::new(identity.cluster_id, dial);
+        let replica = Replica::<TokioRuntime, _, _>::start(
+            replica_config(config, &identity),
+            log,
+            Arc::new(backend),
+            Arc::new(transport),
+            Arc::new(events),
+        )
+        .await?;
+        Ok(Opened { identity, replica, hub, metrics, compacted, pristine })
+    }
+
+    /// In a new cluster the member with the smallest id forms the group; the others wait to hear of it.
+    async fn form(&self, config: &Config) -> Result<()> {
+        if !self.pristine || config.initial_cluster_state != ClusterState::New {
+            return Ok(());
+        }
+        let members = config.initial_members();
+        let ids = initial_ids(&members, &config.initial_cluster_token);
+        if ids.values().min() != Some(&self.identity.member_id) {
+            return Ok(());
+        }
+        let node = |name: &String| {
+            let peer_urls = members.get(name).cloned().unwrap_or_default();
+            Node { name: name.clone(), peer_urls, promote: false }
+        };
+        let nodes = ids.iter().map(|(name, id)| (*id, node(name))).collect();
+        self.replica.initialize(nodes).await.context("forming the cluster")
+    }
+
+    fn serve(
+        self,
+        config: Config,
+        clients: Vec<Bound>,
+        probes: Vec<Bound>,
+        doors: Doors,
+        stop: CancellationToken,
+    ) -> (Running, watch::Receiver<bool>) {
+        let scrubbed = Arc::new(Notify::new());
+        let streams = config.max_concurrent_streams;
+        let inner = Inner {
+            config,
+            cluster_id: self.identity.cluster_id,
+            replica: self.replica.clone(),
+            hub: self.hub.clone(),
+            scrubbed: scrubbed.clone(),
+        };
+        let handle = Handle { inner: Arc::new(inner) };
+        doors.peers.serve_with(handle.clone());
+        let routes = service::routes(&handle);
+        for (bound, routes) in
+            clients.into_iter().map(|bound| (bound, Some(routes.clone()))).chain(probes.into_iter().map(|b| (b, None)))
+        {
+            let service = ClientService { handle: handle.clone(), metrics: self.metrics.clone(), routes };
+            doors.open(bound, service, streams);
+        }
+        let failed = Arc::new(Mutex::new(None));
+        let background = CancellationToken::new();
+        let until = |token: &CancellationToken, work: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            tokio::spawn(token.clone().run_until_cancelled_owned(work));
+        };
+        let hub = self.hub.clone();
+        until(&background, Box::pin(async move { hub.drive().await }));
+        until(&background, Box::pin(scrub::run(self.replica.clone(), self.compacted.clone(), scrubbed)));
+        until(&background, Box::pin(watch_leader(self.replica.clone(), self.metrics.clone())));
+        until(&background, Box::pin(watchdog(handle.clone(), failed.clone(), stop.clone())));
+        let (ready_sender, ready) = watch::channel(false);
+        until(&background, Box::pin(publish(handle.clone(), ready_sender)));
+        (Running { handle, doors, background, stop, failed }, ready)
+    }
+}
+
+fn replica_config(config: &Config, identity: &Identity) -> ReplicaConfig {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let raft = openraft::Config {
+        cluster_name: format!("{:x}", identity.cluster_id),
+        heartbeat_interval: millis(config.heartbeat_interval),
+        election_timeout_min: millis(config.election_timeout),
+        election_timeout_max: millis(config.election_timeout * 2),
+        install_snapshot_timeout: 600_000,
+        max_payload_entries: 1024,
+        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(config.snapshot_count.max(1)),
+        max_in_snapshot_log_to_keep: config.snapshot_catchup_entries,
+        purge_batch_size: 256,
+        enable_pre_vote: Some(true),
+        ..openraft::Config::default()
+    };
+    ReplicaConfig { id: identity.member_id, raft, request_timeout: config.request_timeout() }
+}
+
+/// Tells the cluster our name and client URLs; once that is applied we are ready.
+async fn publish(handle: Handle, ready: watch::Sender<bool>) {
+    let id = handle.member_id();
+    loop {
+        let config = handle.config();
+        let (name, client_urls) = (config.name.clone(), config.advertise_client_urls.clone());
+        let current = handle.at_once(|state, _| {
+            let ours = state.members().get(id);
+            ours.is_some_and(|member| member.name == name && member.client_urls == client_urls)
+        });
+        let known = matches!(current.await, Ok(true)) && handle.linearize().await.is_ok();
+        let published = known
+            || handle.replica().propose(Command::MemberPublish { id, name, client_urls }).await.is_ok();
+        if published {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tracing::info!(
+        "local-member-id" = format!("{id:x}"),
+        "cluster-id" = format!("{:x}", handle.cluster_id()),
+        "published local member to cluster through raft"
+    );
+    tracing::info!("ready to serve client requests");
+    ready.send_replace(true);
+    // The receiver side lives as long as the store.
+    ready.closed().await;
+}
+
+/// Counts and logs changes of leadership.
+async fn watch_leader(replica: Arc<Member>, metrics: Metrics) {
+    let mut server = replica.raft.server_metrics();
+    let mut last = None;
+    loop {
+        let (leader, term) = {
+            let now = server.borrow_watched();
+            (now.current_leader, now.vote.leader_id.term)
+        };
+        if leader != last {
+            last = leader;
+            match leader {
+                Some(leader) => {
+                    metrics.leader_changed();
+                    tracing::info!(
+                        "local-member-id" = format!("{:x}", replica.id),
+                        "leader" = format!("{leader:x}"),
+                        term,
+                        "raft.node: elected leader"
+                    );
+                }
+                None => tracing::info!(term, "raft.node: lost leader"),
+            }
+        }
+        if server.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Stops the member when it cannot go on: storage failed, or it was removed from the cluster.
+async fn watchdog(handle: Handle, failed: Arc<Mutex<Option<String>>>, stop: CancellationToken) {
+    let replica = handle.replica().clone();
+    let mut was_member = false;
+    loop {
+        tokio::time::sleep(WATCHDOG).await;
+        let state = replica.raft.metrics().borrow_watched().running_state.clone();
+        let reason = match state {
+            Err(error) => Some(format!("raft stopped: {error}; see the messages before this one")),
+            Ok(()) => {
+                let member = replica.shared.read(|state, _| state.members().get(replica.id).is_some());
+                let removed = was_member && member == Some(false);
+                was_member |= member == Some(true);
+                removed.then(|| "the member has been permanently removed from the cluster".to_owned())
+            }
+        };
+        if let Some(reason) = reason {
+            failed.lock().expect("no panic while locked").get_or_insert(reason);
+            stop.cancel();
+            return;
+        }
+    }
+}
+
+/// A member that is served.
+struct Running {
+    handle: Handle,
+    doors: Doors,
+    background: CancellationToken,
+    stop: CancellationToken,
+    failed: Arc<Mutex<Option<String>>>,
+}
+
+impl Running {
+    async fn until_stopped(self, data: DataDir) -> Result<(), String> {
+        self.stop.cancelled().await;
+        let failed = self.failed.lock().expect("no panic while locked").clone();
+        let replica = self.handle.replica().clone();
+        if failed.is_none() && replica.is_leader() {
+            let moved = replica.hand_over(HAND_OVER).await;
+            tracing::info!(moved, "leadership handed over before stopping");
+        }
+        self.background.cancel();
+        self.doors.close.cancel();
+        self.doors.tasks.close();
+        self.doors.tasks.wait().await;
+        replica.stop().await;
+        if let Err(error) = replica.shared.backend.flush().await {
+            tracing::warn!(%error, "the database could not be flushed; the raft log has what is missing");
+        }
+        // The lock on the data directory goes last.
+        drop(data);
+        match failed {
+            Some(reason) => Err(reason),
+            None => Ok(()),
+        }
+    }
+}
