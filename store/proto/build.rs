@@ -1,14 +1,7 @@
 //! Compiles our .proto files of etcd's API into prost and tonic code, without protoc.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = [
-        "rpc.proto",
-        "kv.proto",
-        "auth.proto",
-        "v3lock.proto",
-        "v3election.proto",
-        "health.proto",
-    ];
+    let files = ["rpc.proto", "kv.proto", "auth.proto", "v3lock.proto", "v3election.proto", "health.proto"];
     for file in files {
         println!("cargo:rerun-if-changed=proto/{file}");
     }

@@ -21,10 +21,10 @@ use crate::etcdserverpb::lease_client::LeaseClient;
 use crate::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::etcdserverpb::watch_client::WatchClient;
 use crate::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
-    LeaseGrantRequest, LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse,
-    MemberListRequest, MemberListResponse, PutRequest, PutResponse, RangeRequest, RangeResponse,
-    StatusRequest, StatusResponse, TxnRequest, TxnResponse, WatchRequest, WatchResponse,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest,
+    LeaseGrantResponse, LeaseRevokeRequest, LeaseRevokeResponse, MemberListRequest, MemberListResponse,
+    PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse, TxnRequest,
+    TxnResponse, WatchRequest, WatchResponse,
 };
 
 /// Requests go in, at most this many wait unsent on one watch stream.
@@ -33,10 +33,7 @@ const WATCH_REQUESTS: usize = 64;
 const WATCH_RESPONSES: usize = 256;
 
 /// One open watch stream: the request side and the answer side. Dropping the sender ends it.
-pub type WatchStream = (
-    mpsc::Sender<WatchRequest>,
-    mpsc::Receiver<Result<WatchResponse, Status>>,
-);
+pub type WatchStream = (mpsc::Sender<WatchRequest>, mpsc::Receiver<Result<WatchResponse, Status>>);
 
 /// The part of etcd's v3 API that the layers above the store use. Errors are etcd's own gRPC codes
 /// and texts (`etcdserver: …`).
@@ -107,26 +104,18 @@ impl Remote {
     ///
     /// # Errors
     /// An empty list, a malformed endpoint, unusable certificates.
-    pub async fn connect(
-        endpoints: &[String],
-        tls: Option<ClientTls>,
-    ) -> Result<Remote, ConnectError> {
+    pub async fn connect(endpoints: &[String], tls: Option<ClientTls>) -> Result<Remote, ConnectError> {
         if endpoints.is_empty() {
             return Err(ConnectError::NoEndpoint);
         }
         let channels = endpoints
             .iter()
             .map(|endpoint| {
-                channel(endpoint, tls.as_ref()).map_err(|source| ConnectError::Endpoint {
-                    endpoint: endpoint.clone(),
-                    source,
-                })
+                channel(endpoint, tls.as_ref())
+                    .map_err(|source| ConnectError::Endpoint { endpoint: endpoint.clone(), source })
             })
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Remote {
-            channels: Arc::new(channels),
-            current: Arc::new(AtomicUsize::new(0)),
-        })
+        Ok(Remote { channels: Arc::new(channels), current: Arc::new(AtomicUsize::new(0)) })
     }
 
     /// Channels in the order to try them, with their position.
@@ -300,19 +289,15 @@ mod tests {
 
     #[tokio::test]
     async fn connect_refuses_an_empty_list_and_a_bad_url() {
-        assert!(matches!(
-            Remote::connect(&[], None).await,
-            Err(ConnectError::NoEndpoint)
-        ));
+        assert!(matches!(Remote::connect(&[], None).await, Err(ConnectError::NoEndpoint)));
         let bad = Remote::connect(&["http://a b".to_owned()], None).await;
         assert!(matches!(bad, Err(ConnectError::Endpoint { .. })));
     }
 
     #[tokio::test]
     async fn calls_fail_over_and_report_unavailable_when_nobody_listens() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|l| l.local_addr())
-            .expect("a free port");
+        let free =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
         let remote = Remote::connect(&[format!("http://{free}"), format!("http://{free}")], None)
             .await
             .expect("configuration is good");

@@ -135,7 +135,8 @@ impl SnapshotReader {
             self.ended = true;
             return if same { Ok(None) } else { Err(bad("the checksum does not match")) };
         }
-        let cf = Cf::ALL.into_iter().find(|cf| *cf as u8 == family).ok_or_else(|| bad("unknown column family"))?;
+        let cf =
+            Cf::ALL.into_iter().find(|cf| *cf as u8 == family).ok_or_else(|| bad("unknown column family"))?;
         self.sum = crc32c::crc32c_append(self.sum, &record);
         self.records += 1;
         let _head = record.split_to(9);

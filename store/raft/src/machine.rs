@@ -162,8 +162,10 @@ impl<B: Backend> StateMachine<B> {
         self.last_applied = Some(entry.log_id);
         let mark = encode_mark(&(self.last_applied, self.membership.clone()));
         let backend = &self.shared.backend;
-        let effects =
-            batch.map(|batch| apply(&mut guarded.state, backend.as_ref(), index, &batch)).unwrap_or_default();
+        // openraft counts from 0, where the first membership stands; the core takes 0 for "nothing applied yet".
+        let position = index + 1;
+        let run = |batch: Batch| apply(&mut guarded.state, backend.as_ref(), position, &batch);
+        let effects = batch.map(run).unwrap_or_default();
         backend.commit(&effects.writes, &mark)?;
         self.listener.applied(&guarded.state, effects.events, effects.compacted);
         drop(guarded);
@@ -252,7 +254,8 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
             // Reads stay refused: the member stops, and finishes or undoes the installation at its next start.
             return Err(error);
         }
-        let state = State::load(self.shared.backend.as_ref()).map_err(|error| corrupt("a snapshot", error))?;
+        let state =
+            State::load(self.shared.backend.as_ref()).map_err(|error| corrupt("a snapshot", error))?;
         (self.last_applied, self.membership) = mark;
         {
             let mut guarded = self.shared.state.write().expect("no panic while the state is locked");
@@ -266,7 +269,8 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
 
     async fn get_current_snapshot(
         &mut self,
-    ) -> io::Result<Option<openraft::storage::Snapshot<CommittedLeaderId, u64, Node, Self::SnapshotData>>> {
+    ) -> io::Result<Option<openraft::storage::Snapshot<CommittedLeaderId, u64, Node, Self::SnapshotData>>>
+    {
         if self.last_applied.is_none() {
             return Ok(None);
         }

@@ -12,8 +12,8 @@ use keelson_store_core::{Command, Error};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AsyncRuntime, OptionalSend};
 use serde::{Deserialize, Serialize};
@@ -184,7 +184,8 @@ impl<R: AsyncRuntime, B: Backend, T: Transport<R>> Client<T, B, R> {
     }
 
     fn wrong(&self, reply: &Reply<R>) -> RPCError<TypeConfig<R>> {
-        NetworkError::from_string(format!("member {:x} answered something else: {reply:?}", self.target)).into()
+        NetworkError::from_string(format!("member {:x} answered something else: {reply:?}", self.target))
+            .into()
     }
 }
 

@@ -347,7 +347,8 @@ where
         let metrics = self.raft.data_metrics();
         let metrics = metrics.borrow_watched();
         let last = metrics.last_log.map_or(0, |id| id.index);
-        let matched = metrics.replication.as_ref().and_then(|replication| replication.get(&id).copied().flatten());
+        let matched =
+            metrics.replication.as_ref().and_then(|replication| replication.get(&id).copied().flatten());
         matched.is_some_and(|matched| matched.index.saturating_mul(10) >= last.saturating_mul(9))
     }
 

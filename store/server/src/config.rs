@@ -170,7 +170,9 @@ impl Config {
         );
         ensure!(!self.listen_client_urls.is_empty(), "--listen-client-urls is empty: give at least one URL");
         ensure!(!self.listen_peer_urls.is_empty(), "--listen-peer-urls is empty: give at least one URL");
-        for url in self.listen_client_urls.iter().chain(&self.listen_peer_urls).chain(&self.listen_metrics_urls) {
+        for url in
+            self.listen_client_urls.iter().chain(&self.listen_peer_urls).chain(&self.listen_metrics_urls)
+        {
             Endpoint::parse(url)?;
         }
         let members = self.initial_members();
@@ -205,9 +207,9 @@ impl Endpoint {
     /// # Errors
     /// Not of the form `http(s)://host:port`.
     pub fn parse(url: &str) -> Result<Endpoint> {
-        let (scheme, rest) = url
-            .split_once("://")
-            .with_context(|| format!("URL scheme must be http or https: {url}; expected http(s)://host:port"))?;
+        let (scheme, rest) = url.split_once("://").with_context(|| {
+            format!("URL scheme must be http or https: {url}; expected http(s)://host:port")
+        })?;
         let secure = match scheme {
             "http" => false,
             "https" => true,
@@ -234,7 +236,8 @@ mod tests {
         let parsed = Endpoint::parse("https://127.0.0.1:2379").expect("good");
         assert_eq!(parsed, Endpoint { secure: true, host: "127.0.0.1".to_owned(), port: 2379 });
         assert_eq!(Endpoint::parse("http://[::1]:80/").expect("good").host, "::1");
-        for bad in ["127.0.0.1:2379", "ftp://a:1", "http://a", "http://a:99999", "http://a:1/b", "http://:1"] {
+        for bad in ["127.0.0.1:2379", "ftp://a:1", "http://a", "http://a:99999", "http://a:1/b", "http://:1"]
+        {
             assert!(Endpoint::parse(bad).is_err(), "{bad}");
         }
     }

@@ -97,7 +97,8 @@ fn duration(value: &str) -> Result<Duration> {
     let mut rest = value;
     let mut total = 0.0;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').context("a duration needs a unit")?;
+        let digits =
+            rest.find(|c: char| !c.is_ascii_digit() && c != '.').context("a duration needs a unit")?;
         let number: f64 = rest[..digits].parse().context("not a duration")?;
         rest = &rest[digits..];
         let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
@@ -152,29 +153,87 @@ macro_rules! switch {
 
 /// Flags whose subject does not exist here (a bbolt file, a tick, Go's logger); taken, and said to be without effect.
 const WITHOUT_EFFECT: &[&str] = &[
-    "wal-dir", "max-snapshots", "max-wals", "backend-bbolt-freelist-type", "backend-batch-interval",
-    "backend-batch-limit", "grpc-keepalive-min-time", "grpc-keepalive-interval", "grpc-keepalive-timeout",
-    "raft-read-timeout", "raft-write-timeout", "bcrypt-cost", "auth-token-ttl", "logger", "log-outputs", "log-format",
-    "metrics", "warning-unary-request-duration", "warning-apply-duration", "compaction-batch-limit",
-    "compaction-sleep-interval", "bootstrap-defrag-threshold-megabytes", "downgrade-check-time", "v2-deprecation",
-    "cors", "host-whitelist", "cipher-suites", "tls-min-version", "tls-max-version", "client-cert-file",
-    "client-key-file", "peer-client-cert-file", "peer-client-key-file", "self-signed-cert-validity",
-    "corrupt-check-time", "compact-hash-check-time", "feature-gates", "auto-compaction-mode",
-    "discovery-fallback", "discovery-dial-timeout", "discovery-request-timeout", "discovery-keepalive-time",
-    "discovery-keepalive-timeout", "log-rotation-config-json",
+    "wal-dir",
+    "max-snapshots",
+    "max-wals",
+    "backend-bbolt-freelist-type",
+    "backend-batch-interval",
+    "backend-batch-limit",
+    "grpc-keepalive-min-time",
+    "grpc-keepalive-interval",
+    "grpc-keepalive-timeout",
+    "raft-read-timeout",
+    "raft-write-timeout",
+    "bcrypt-cost",
+    "auth-token-ttl",
+    "logger",
+    "log-outputs",
+    "log-format",
+    "metrics",
+    "warning-unary-request-duration",
+    "warning-apply-duration",
+    "compaction-batch-limit",
+    "compaction-sleep-interval",
+    "bootstrap-defrag-threshold-megabytes",
+    "downgrade-check-time",
+    "v2-deprecation",
+    "cors",
+    "host-whitelist",
+    "cipher-suites",
+    "tls-min-version",
+    "tls-max-version",
+    "client-cert-file",
+    "client-key-file",
+    "peer-client-cert-file",
+    "peer-client-key-file",
+    "self-signed-cert-validity",
+    "corrupt-check-time",
+    "compact-hash-check-time",
+    "feature-gates",
+    "auto-compaction-mode",
+    "discovery-fallback",
+    "discovery-dial-timeout",
+    "discovery-request-timeout",
+    "discovery-keepalive-time",
+    "discovery-keepalive-timeout",
+    "log-rotation-config-json",
 ];
 
 const SWITCHES_WITHOUT_EFFECT: &[&str] = &[
-    "initial-election-tick-advance", "memory-mlock", "socket-reuse-port", "socket-reuse-address",
-    "enable-grpc-gateway", "pre-vote", "enable-pprof", "enable-log-rotation", "peer-skip-client-san-verification",
-    "discovery-insecure-transport", "discovery-insecure-skip-tls-verify",
+    "initial-election-tick-advance",
+    "memory-mlock",
+    "socket-reuse-port",
+    "socket-reuse-address",
+    "enable-grpc-gateway",
+    "pre-vote",
+    "enable-pprof",
+    "enable-log-rotation",
+    "peer-skip-client-san-verification",
+    "discovery-insecure-transport",
+    "discovery-insecure-skip-tls-verify",
 ];
 
 const NOT_SUPPORTED: &[&str] = &[
-    "listen-client-http-urls", "discovery", "discovery-token", "discovery-endpoints", "discovery-srv", "discovery-srv-name",
-    "discovery-proxy", "discovery-cert", "discovery-key", "discovery-cacert", "discovery-user", "discovery-password",
-    "auto-compaction-retention", "client-crl-file", "peer-crl-file", "client-cert-allowed-hostname",
-    "peer-cert-allowed-cn", "peer-cert-allowed-hostname", "auth-token", "config-file",
+    "listen-client-http-urls",
+    "discovery",
+    "discovery-token",
+    "discovery-endpoints",
+    "discovery-srv",
+    "discovery-srv-name",
+    "discovery-proxy",
+    "discovery-cert",
+    "discovery-key",
+    "discovery-cacert",
+    "discovery-user",
+    "discovery-password",
+    "auto-compaction-retention",
+    "client-crl-file",
+    "peer-crl-file",
+    "client-cert-allowed-hostname",
+    "peer-cert-allowed-cn",
+    "peer-cert-allowed-hostname",
+    "auth-token",
+    "config-file",
 ];
 
 const SWITCHES_NOT_SUPPORTED: &[&str] =
@@ -249,7 +308,8 @@ pub fn parse(args: &[String], environment: &BTreeMap<String, String>) -> Result<
     let mut given: Vec<&'static str> = Vec::new();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let Some(body) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|body| !body.is_empty())
+        let Some(body) =
+            arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|body| !body.is_empty())
         else {
             return Err(Usage(format!("'{arg}' is not a valid flag")));
         };
@@ -280,7 +340,8 @@ pub fn parse(args: &[String], environment: &BTreeMap<String, String>) -> Result<
 }
 
 fn apply(flag: &Flag, draft: &mut Draft, value: &str, what: &str) -> Result<(), Usage> {
-    (flag.set)(draft, value).map_err(|error| Usage(format!("invalid value {value:?} for {what}: {error:#}")))?;
+    (flag.set)(draft, value)
+        .map_err(|error| Usage(format!("invalid value {value:?} for {what}: {error:#}")))?;
     if !has_effect(flag.name) {
         draft.warnings.push(format!("--{} has no effect on this server", flag.name));
     }
@@ -330,7 +391,8 @@ fn finish(mut draft: Draft) -> Result<Invocation> {
 
 /// All flags, one per line.
 pub fn help() -> String {
-    let mut text = String::from("Usage:\n\n  keelson etcd [flags]\n    Start a member of the store.\n\nFlags:\n");
+    let mut text =
+        String::from("Usage:\n\n  keelson etcd [flags]\n    Start a member of the store.\n\nFlags:\n");
     for flag in table().iter().filter(|flag| has_effect(flag.name)) {
         if NOT_SUPPORTED.contains(&flag.name) || SWITCHES_NOT_SUPPORTED.contains(&flag.name) {
             continue;
@@ -363,7 +425,14 @@ mod tests {
 
     #[test]
     fn every_go_spelling_and_the_last_wins() {
-        let config = config(&["-max-txn-ops", "1", "--max-txn-ops=2", "--max-txn-ops", "3", "--strict-reconfig-check=false"]);
+        let config = config(&[
+            "-max-txn-ops",
+            "1",
+            "--max-txn-ops=2",
+            "--max-txn-ops",
+            "3",
+            "--strict-reconfig-check=false",
+        ]);
         assert_eq!(config.max_txn_ops, 3);
         assert!(!config.strict_reconfig_check);
     }
@@ -377,7 +446,8 @@ mod tests {
 
     #[test]
     fn environment_counts_and_must_not_conflict() {
-        let Ok(Invocation::Run(config, _)) = run(&[], &[("ETCD_MAX_TXN_OPS", "7"), ("ETCD_UNKNOWN", "1")]) else {
+        let Ok(Invocation::Run(config, _)) = run(&[], &[("ETCD_MAX_TXN_OPS", "7"), ("ETCD_UNKNOWN", "1")])
+        else {
             panic!("good variables");
         };
         assert_eq!(config.max_txn_ops, 7);

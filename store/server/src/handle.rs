@@ -108,9 +108,8 @@ impl Handle {
 
     /// Raises NOSPACE and refuses when the database is above its quota.
     async fn within_quota(&self) -> Answer<()> {
-        let (size, alarmed) = self
-            .at_once(|state, rocks| (rocks.size().0, state.has_alarm(AlarmType::NoSpace)))
-            .await?;
+        let (size, alarmed) =
+            self.at_once(|state, rocks| (rocks.size().0, state.has_alarm(AlarmType::NoSpace))).await?;
         if size <= self.config().quota() || alarmed {
             return Ok(());
         }
@@ -125,7 +124,8 @@ impl Handle {
 
     fn learner(&self) -> bool {
         let id = self.member_id();
-        let learner = |state: &State, _: &Rocks| state.members().get(id).is_some_and(|member| member.is_learner);
+        let learner =
+            |state: &State, _: &Rocks| state.members().get(id).is_some_and(|member| member.is_learner);
         self.inner.replica.shared.read(learner).unwrap_or(false)
     }
 
@@ -198,7 +198,8 @@ impl Handle {
     /// etcd's own refusals.
     pub async fn add_member(&self, name: &str, peer_urls: Vec<String>, learner: bool) -> Answer<u64> {
         self.voters_only()?;
-        let bad = peer_urls.is_empty() || peer_urls.iter().any(|url| crate::config::Endpoint::parse(url).is_err());
+        let bad =
+            peer_urls.is_empty() || peer_urls.iter().any(|url| crate::config::Endpoint::parse(url).is_err());
         if bad {
             return Err(status(Error::InvalidMemberUrls));
         }

@@ -158,12 +158,15 @@ impl ClientService {
                 Check::NonLearner => self.handle.voters_only().map_err(|error| error.message().to_owned()),
             }
         };
-        tokio::time::timeout(PROBE, work).await.unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
+        tokio::time::timeout(PROBE, work)
+            .await
+            .unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
     }
 
     async fn read_one(&self) -> Result<(), String> {
         let request = RangeRequest { key: "a".into(), limit: 1, ..RangeRequest::default() };
-        let answer = self.handle.at_once(|state, rocks| keelson_store_core::range(state, rocks, &request)).await;
+        let answer =
+            self.handle.at_once(|state, rocks| keelson_store_core::range(state, rocks, &request)).await;
         answer.map_err(|error| error.message().to_owned())?.map(|_| ()).map_err(|error| error.to_string())
     }
 
@@ -194,7 +197,8 @@ impl ClientService {
         if failed {
             return plain(StatusCode::SERVICE_UNAVAILABLE, TEXT, lines);
         }
-        let verbose = request.uri().query().unwrap_or_default().split('&').any(|pair| pair.starts_with("verbose"));
+        let verbose =
+            request.uri().query().unwrap_or_default().split('&').any(|pair| pair.starts_with("verbose"));
         let body = if verbose { lines + "ok\n" } else { "ok\n".to_owned() };
         plain(StatusCode::OK, TEXT, body)
     }

@@ -73,8 +73,9 @@ impl DataDir {
     pub fn open(data_dir: &Path) -> Result<DataDir> {
         let folder = data_dir.join("member");
         let create = |folder: &Path| {
-            std::fs::create_dir_all(folder)
-                .with_context(|| format!("cannot create data directory {}; choose another --data-dir", folder.display()))
+            std::fs::create_dir_all(folder).with_context(|| {
+                format!("cannot create data directory {}; choose another --data-dir", folder.display())
+            })
         };
         create(&folder)?;
         if folder.join("snap").join("db").exists() && !folder.join("identity").exists() {
@@ -84,8 +85,9 @@ impl DataDir {
                 data_dir.display()
             );
         }
-        let lock = File::create(folder.join("lock"))
-            .with_context(|| format!("cannot write to data directory {}; check its permissions", data_dir.display()))?;
+        let lock = File::create(folder.join("lock")).with_context(|| {
+            format!("cannot write to data directory {}; check its permissions", data_dir.display())
+        })?;
         if let Err(error) = lock.try_lock() {
             bail!(
                 "data directory {} is in use by another process ({error}); stop it or choose another --data-dir",
@@ -132,7 +134,8 @@ impl DataDir {
     pub fn keep(&self, member_id: u64, cluster_id: u64) -> Result<Identity> {
         let identity = Identity { version: VERSION, member_id, cluster_id };
         let text = serde_json::to_vec(&identity).context("an identity is plain data")?;
-        write_durably(&self.file(), &text).with_context(|| format!("cannot write {}", self.file().display()))?;
+        write_durably(&self.file(), &text)
+            .with_context(|| format!("cannot write {}", self.file().display()))?;
         Ok(identity)
     }
 }

@@ -153,7 +153,11 @@ async fn connection<S: Serve>(
 }
 
 /// A small response of HTTP/1 and peers.
-pub fn plain(status: http::StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<tonic::body::Body> {
+pub fn plain(
+    status: http::StatusCode,
+    kind: &'static str,
+    body: impl Into<Bytes>,
+) -> Response<tonic::body::Body> {
     let body = tonic::body::Body::new(http_body_util::Full::new(body.into()));
     let mut response = Response::new(body);
     *response.status_mut() = status;

@@ -72,7 +72,11 @@ impl Metrics {
         page.value("etcd_server_has_leader", "gauge", u8::from(leader != 0));
         page.value("etcd_server_is_leader", "gauge", u8::from(leader == replica.id));
         page.value("etcd_server_is_learner", "gauge", u8::from(handle.voters_only().is_err()));
-        page.value("etcd_server_leader_changes_seen_total", "counter", self.inner.leader_changes.load(Relaxed));
+        page.value(
+            "etcd_server_leader_changes_seen_total",
+            "counter",
+            self.inner.leader_changes.load(Relaxed),
+        );
         page.value("etcd_server_proposals_committed_total", "gauge", replica.committed());
         page.value("etcd_server_proposals_applied_total", "gauge", replica.shared.applied());
         page.value("etcd_server_quota_backend_bytes", "gauge", handle.config().quota());
@@ -80,7 +84,8 @@ impl Metrics {
         page.line(&format!("etcd_server_version{{server_version=\"{ETCD_VERSION}\"}}"), 1);
         page.family("etcd_cluster_version", "gauge");
         page.line(&format!("etcd_cluster_version{{cluster_version=\"{CLUSTER_VERSION}\"}}"), 1);
-        let sizes = handle.at_once(|state, rocks| (rocks.size(), state.revision(), state.compact_revision())).await;
+        let sizes =
+            handle.at_once(|state, rocks| (rocks.size(), state.revision(), state.compact_revision())).await;
         if let Ok(((total, live), revision, compacted)) = sizes {
             page.value("etcd_mvcc_db_total_size_in_bytes", "gauge", total);
             page.value("etcd_mvcc_db_total_size_in_use_in_bytes", "gauge", live);

@@ -74,18 +74,23 @@ fn full(body: Vec<u8>) -> Body {
 async fn connect(url: &str, tls: Option<&Arc<rustls::ClientConfig>>) -> Result<Sender, String> {
     let endpoint = Endpoint::parse(url).map_err(|error| error.to_string())?;
     let work = async {
-        let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(|e| e.to_string())?;
+        let stream =
+            TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(|e| e.to_string())?;
         stream.set_nodelay(true).map_err(|e| e.to_string())?;
         if !endpoint.secure {
             return handshake(TokioIo::new(stream)).await;
         }
-        let tls = tls.ok_or("the peer URL is https but there are no peer certificates: set --peer-cert-file")?;
+        let tls =
+            tls.ok_or("the peer URL is https but there are no peer certificates: set --peer-cert-file")?;
         let name = ServerName::try_from(endpoint.host.clone()).map_err(|e| e.to_string())?;
-        let stream = TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|e| e.to_string())?;
+        let stream =
+            TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|e| e.to_string())?;
         handshake(TokioIo::new(stream)).await
     };
     let connected = tokio::time::timeout(CONNECT, work).await;
-    connected.unwrap_or_else(|_| Err("connecting took too long".to_owned())).map_err(|error| format!("{url}: {error}"))
+    connected
+        .unwrap_or_else(|_| Err("connecting took too long".to_owned()))
+        .map_err(|error| format!("{url}: {error}"))
 }
 
 async fn handshake<I>(io: I) -> Result<Sender, String>
@@ -151,7 +156,11 @@ impl PeerTransport {
             }
         })?;
         let status = response.status();
-        let body = response.into_body().collect().await.map_err(|error| TransportError::Broken(error.to_string()))?;
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|error| TransportError::Broken(error.to_string()))?;
         let body = body.to_bytes();
         if status == StatusCode::OK {
             return Ok(body);
@@ -249,9 +258,12 @@ pub async fn cluster_info(url: &str, tls: Option<&Arc<rustls::ClientConfig>>) ->
         if status != StatusCode::OK {
             return Err(format!("{url} answered {status}: {}", String::from_utf8_lossy(&body)));
         }
-        serde_json::from_slice(&body).map_err(|error| format!("{url} is no store member of this kind: {error}"))
+        serde_json::from_slice(&body)
+            .map_err(|error| format!("{url} is no store member of this kind: {error}"))
     };
-    tokio::time::timeout(Duration::from_secs(5), exchange).await.unwrap_or_else(|_| Err("no answer".to_owned()))
+    tokio::time::timeout(Duration::from_secs(5), exchange)
+        .await
+        .unwrap_or_else(|_| Err("no answer".to_owned()))
 }
 
 /// Answers peers. Until the member has started it refuses everything, which peers take for "not reachable yet".
@@ -327,7 +339,9 @@ impl PeerService {
     async fn members(&self, handle: &Handle) -> Response<tonic::body::Body> {
         let members = match handle.members().await {
             Ok(members) => members,
-            Err(error) => return plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", error.message().to_owned()),
+            Err(error) => {
+                return plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", error.message().to_owned());
+            }
         };
         let info = ClusterInfo { cluster_id: handle.cluster_id(), members };
         match serde_json::to_vec(&info) {

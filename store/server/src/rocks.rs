@@ -21,8 +21,8 @@ use keelson_store_core::backend::Visit;
 use keelson_store_core::{Cf, Read, Write};
 use keelson_store_raft::backend::{Backend, CHUNK, Chunks, SnapshotReader, SnapshotWriter};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRawIteratorWithThreadMode,
-    FlushOptions, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
+    DBRawIteratorWithThreadMode, FlushOptions, Options, ReadOptions, Snapshot, WriteBatch, WriteOptions,
 };
 use tokio::sync::mpsc;
 
@@ -105,8 +105,9 @@ impl Rocks {
         std::fs::create_dir_all(folder)?;
         let cache = Cache::new_lru_cache(memory.block_cache);
         let names = Cf::ALL.iter().map(|cf| cf.name()).chain(["default", MARK_FAMILY]);
-        let families =
-            names.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, memory))).collect::<Vec<_>>();
+        let families = names
+            .map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache, memory)))
+            .collect::<Vec<_>>();
         let path = folder.join("db");
         let db = DB::open_cf_descriptors(&database_options(memory), &path, families).map_err(|error| {
             io::Error::other(format!(
@@ -193,8 +194,9 @@ impl Rocks {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.drop_leftovers(),
             Err(error) => return Err(error),
         };
-        let (file, mark): (String, Vec<u8>) = postcard::from_bytes(&text)
-            .map_err(|error| io::Error::other(format!("{}: {error}; delete the data directory", marker.display())))?;
+        let (file, mark): (String, Vec<u8>) = postcard::from_bytes(&text).map_err(|error| {
+            io::Error::other(format!("{}: {error}; delete the data directory", marker.display()))
+        })?;
         tracing::info!(file, "finishing the installation of a snapshot");
         self.install_file(&self.folder.join(file), &mark)
     }

@@ -24,7 +24,8 @@ pub(crate) async fn run(replica: Arc<Member>, due: Arc<Notify>, done: Arc<Notify
         let mut scrub = replica.shared.read(|state, rocks| Scrub::due(state, rocks)).flatten();
         while let Some(current) = scrub {
             let member = replica.clone();
-            let slice = tokio::task::spawn_blocking(move || member.shared.scrub(|rocks| current.slice(rocks, SLICE)));
+            let slice =
+                tokio::task::spawn_blocking(move || member.shared.scrub(|rocks| current.slice(rocks, SLICE)));
             match slice.await {
                 Ok(Some(Ok(next))) => scrub = next,
                 Ok(Some(Err(error))) => {

@@ -63,7 +63,8 @@ impl Store {
         let peer_tls = config.peer_tls.as_ref().map(tls::server).transpose().context("peer TLS")?;
         let dial_tls = config.peer_tls.as_ref().map(tls::client).transpose().context("peer TLS")?;
         let data = DataDir::open(&config.data_dir)?;
-        let clients = listen::bind(&config.listen_client_urls, client_tls.as_ref(), "--listen-client-urls").await?;
+        let clients =
+            listen::bind(&config.listen_client_urls, client_tls.as_ref(), "--listen-client-urls").await?;
         let peers = listen::bind(&config.listen_peer_urls, peer_tls.as_ref(), "--listen-peer-urls").await?;
         let probes =
             listen::bind(&config.listen_metrics_urls, client_tls.as_ref(), "--listen-metrics-urls").await?;
@@ -173,7 +174,8 @@ async fn refuse_second_birth(
 ) -> Result<()> {
     for url in members.iter().filter(|(name, _)| **name != config.name).flat_map(|(_, urls)| urls) {
         let Ok(info) = peer::cluster_info(url, tls).await else { continue };
-        let started = |member: &&keelson_store_core::Member| member.id == member_id && !member.client_urls.is_empty();
+        let started =
+            |member: &&keelson_store_core::Member| member.id == member_id && !member.client_urls.is_empty();
         if info.members.iter().any(|member| started(&member)) {
             bail!(
                 "member {member_id:x} has already been bootstrapped; it lost its data: remove it with `etcdctl member \
@@ -206,12 +208,13 @@ async fn join(
                     continue;
                 }
             };
-            let ours = info
-                .members
-                .iter()
-                .find(|member| member.peer_urls.iter().any(|url| config.initial_advertise_peer_urls.contains(url)));
+            let ours = info.members.iter().find(|member| {
+                member.peer_urls.iter().any(|url| config.initial_advertise_peer_urls.contains(url))
+            });
             match ours {
-                Some(member) if member.client_urls.is_empty() => return data.keep(member.id, info.cluster_id),
+                Some(member) if member.client_urls.is_empty() => {
+                    return data.keep(member.id, info.cluster_id);
+                }
                 Some(member) => bail!(
                     "member {id:x} has already been bootstrapped; it lost its data: remove it with `etcdctl member \
                      remove {id:x}` and add it again",
@@ -278,7 +281,8 @@ impl Opened {
         identity: Identity,
         dial: Option<Arc<rustls::ClientConfig>>,
     ) -> Result<Opened> {
-        let disk = Arc::new(FileDisk::open(&data.folder.join("wal"), !config.unsafe_no_fsync).context("raft log")?);
+        let disk =
+            Arc::new(FileDisk::open(&data.folder.join("wal"), !config.unsafe_no_fsync).context("raft log")?);
         let metrics = Metrics::new(disk.stats.clone());
         let log = SegmentLog::open(disk)?;
         let pristine = log.is_pristine();
@@ -338,8 +342,10 @@ impl Opened {
         let handle = Handle { inner: Arc::new(inner) };
         doors.peers.serve_with(handle.clone());
         let routes = service::routes(&handle);
-        for (bound, routes) in
-            clients.into_iter().map(|bound| (bound, Some(routes.clone()))).chain(probes.into_iter().map(|b| (b, None)))
+        for (bound, routes) in clients
+            .into_iter()
+            .map(|bound| (bound, Some(routes.clone())))
+            .chain(probes.into_iter().map(|b| (b, None)))
         {
             let service = ClientService { handle: handle.clone(), metrics: self.metrics.clone(), routes };
             doors.open(bound, service, streams);
@@ -389,8 +395,8 @@ async fn publish(handle: Handle, ready: watch::Sender<bool>) {
             ours.is_some_and(|member| member.name == name && member.client_urls == client_urls)
         });
         let known = matches!(current.await, Ok(true)) && handle.linearize().await.is_ok();
-        let published = known
-            || handle.replica().propose(Command::MemberPublish { id, name, client_urls }).await.is_ok();
+        let published =
+            known || handle.replica().propose(Command::MemberPublish { id, name, client_urls }).await.is_ok();
         if published {
             break;
         }

@@ -83,7 +83,7 @@ async fn serve(handle: Handle, mut requests: mpsc::Receiver<pb::WatchRequest>, o
             }
             next = cursor.next(), if idle => match next {
                 Next::Item(change) => stream.pending.extend(stream.set.offer(&change)),
-                Next::Lagged { through } => stream.set.lag(through as i64),
+                Next::Lagged { through } => stream.pending.extend(stream.set.lag(through as i64)),
                 Next::Closed => {
                     let _ = outgoing.send(Err(status(keelson_store_core::Error::Stopped))).await;
                     return;

@@ -123,7 +123,8 @@ impl FileDisk {
         std::fs::create_dir_all(folder)?;
         let queue = Arc::new(Queue::default());
         let stats = Arc::new(SyncStats::default());
-        let flusher = Flusher { folder: folder.to_owned(), sync, stats: stats.clone(), file: None, failed: None };
+        let flusher =
+            Flusher { folder: folder.to_owned(), sync, stats: stats.clone(), file: None, failed: None };
         let source = queue.clone();
         let thread =
             std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || flusher.run(&source))?;

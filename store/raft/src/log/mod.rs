@@ -230,7 +230,8 @@ impl<D: Disk> SegmentLog<D> {
 
     /// Forgets the content of old entries, as far as they are durable.
     fn shrink(&self, inner: &mut Inner) {
-        let durable = (self.synced.segment.load(Ordering::Acquire), self.synced.length.load(Ordering::Acquire));
+        let durable =
+            (self.synced.segment.load(Ordering::Acquire), self.synced.length.load(Ordering::Acquire));
         while inner.cached_bytes > CACHE && inner.cached_from < inner.slots.len() {
             let at = inner.cached_from;
             let slot = &mut inner.slots[at];
@@ -309,7 +310,9 @@ impl Inner {
                 tracing::warn!(file, offset, "raft log: cutting off a torn end");
                 disk.truncate(&file, offset)?;
             }
-            Some(Damage::Torn(offset) | Damage::Corrupt(offset)) => return Err(LogError::Corrupt { file, offset }),
+            Some(Damage::Torn(offset) | Damage::Corrupt(offset)) => {
+                return Err(LogError::Corrupt { file, offset });
+            }
             None => {}
         }
         self.segments.push_back(Segment { number: segment, last_index: 0 });
@@ -460,9 +463,9 @@ impl<R: AsyncRuntime, D: Disk> RaftLogStorage<TypeConfig<R>> for SegmentLog<D> {
         let mut entries = entries.into_iter().peekable();
         while let Some(entry) = entries.next() {
             let last = entries.peek().is_none();
-            let done = callback.take_if(|_| last).map(|callback| -> Done {
-                Box::new(move |result| callback.io_completed(result))
-            });
+            let done = callback
+                .take_if(|_| last)
+                .map(|callback| -> Done { Box::new(move |result| callback.io_completed(result)) });
             let record = Record::Entry(entry);
             let place = self.write(&mut inner, &record, done);
             let Record::Entry(entry) = record else { unreachable!("it was just made") };

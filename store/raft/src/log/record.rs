@@ -98,7 +98,8 @@ pub fn scan(data: &[u8]) -> (Vec<Found>, Option<Damage>) {
     let mut found = Vec::new();
     let mut at = 0;
     while at < data.len() {
-        let next = check(&data[at..]).and_then(|(_, length, body)| Some((length, postcard::from_bytes(body).ok()?)));
+        let next =
+            check(&data[at..]).and_then(|(_, length, body)| Some((length, postcard::from_bytes(body).ok()?)));
         let Some((length, record)) = next else {
             return (found, Some(judge(data, at)));
         };

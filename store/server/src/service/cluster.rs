@@ -57,7 +57,8 @@ impl Cluster for Services {
                 return Err(status(Error::NotEnoughStartedMembers));
             }
         }
-        let members = self.handle.change(MemberChange::Remove { id }, |members| members.get(id).is_none()).await?;
+        let members =
+            self.handle.change(MemberChange::Remove { id }, |members| members.get(id).is_none()).await?;
         Ok(Response::new(pb::MemberRemoveResponse { header: self.member_header(), members: list(&members) }))
     }
 
@@ -75,7 +76,8 @@ impl Cluster for Services {
         if members.iter().all(|member| member.id != id) {
             return Err(status(Error::MemberNotFound));
         }
-        let taken = |member: &Member| member.id != id && member.peer_urls.iter().any(|url| peer_urls.contains(url));
+        let taken =
+            |member: &Member| member.id != id && member.peer_urls.iter().any(|url| peer_urls.contains(url));
         if members.iter().any(taken) {
             return Err(status(Error::PeerUrlsExist));
         }
@@ -100,7 +102,8 @@ impl Cluster for Services {
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
         let id = r.into_inner().id;
         self.handle.voters_only()?;
-        let shows = |members: &keelson_store_core::Members| members.get(id).is_none_or(|member| !member.is_learner);
+        let shows =
+            |members: &keelson_store_core::Members| members.get(id).is_none_or(|member| !member.is_learner);
         let members = self.handle.change(MemberChange::Promote { id }, shows).await?;
         Ok(Response::new(pb::MemberPromoteResponse { header: self.member_header(), members: list(&members) }))
     }

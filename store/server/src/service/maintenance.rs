@@ -47,7 +47,12 @@ impl Services {
     async fn spool(&self) -> Result<(tokio::fs::File, u64), Status> {
         let failed = |error: std::io::Error| Status::internal(format!("snapshot: {error}"));
         let mut chunks = self.handle.at_once(|_, rocks| rocks.export()).await?.map_err(failed)?;
-        let path = self.handle.config().data_dir.join("member").join(format!("{:016x}.spool", rand::random::<u64>()));
+        let path = self
+            .handle
+            .config()
+            .data_dir
+            .join("member")
+            .join(format!("{:016x}.spool", rand::random::<u64>()));
         let mut options = tokio::fs::OpenOptions::new();
         let file = options.read(true).write(true).create_new(true).open(&path).await;
         let mut file = file.map_err(failed)?;
@@ -81,7 +86,9 @@ impl Maintenance for Services {
                     (request.member_id == 0 || alarm.member == request.member_id)
                         && kind.is_none_or(|kind| alarm.alarm == kind)
                 };
-                self.handle.at_once(|state, _| state.alarms().iter().filter(wanted).copied().collect()).await?
+                self.handle
+                    .at_once(|state, _| state.alarms().iter().filter(wanted).copied().collect())
+                    .await?
             }
             (_, None) => Vec::new(),
             (AlarmAction::Activate, Some(alarm)) => {

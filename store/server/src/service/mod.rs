@@ -51,13 +51,20 @@ pub(crate) fn routes(handle: &Handle) -> Routes {
 
 impl Services {
     fn serving(&self) -> ServingStatus {
-        if self.handle.replica().leader_id() == 0 { ServingStatus::NotServing } else { ServingStatus::Serving }
+        if self.handle.replica().leader_id() == 0 {
+            ServingStatus::NotServing
+        } else {
+            ServingStatus::Serving
+        }
     }
 }
 
 #[tonic::async_trait]
 impl Health for Services {
-    async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
         if !request.get_ref().service.is_empty() {
             return Err(Status::not_found("unknown service"));
         }
@@ -66,7 +73,10 @@ impl Health for Services {
 
     type WatchStream = Stream<HealthCheckResponse>;
 
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         let known = request.get_ref().service.is_empty();
         let (sender, receiver) = mpsc::channel(1);
         let services = self.clone();
