@@ -70,6 +70,10 @@ impl FieldError {
     pub fn invalid(path: &Path, value: impl Into<Value>, detail: &str) -> FieldError {
         FieldError::with_value("FieldValueInvalid", "Invalid value", path, &value.into(), detail)
     }
+    /// With a value that is already in its printed form.
+    pub fn invalid_shown(path: &Path, shown: &str, detail: &str) -> FieldError {
+        FieldError { reason: "FieldValueInvalid", path: path.clone(), message: format!("Invalid value: {shown}: {detail}") }
+    }
     pub fn type_invalid(path: &Path, value: impl Into<Value>, detail: &str) -> FieldError {
         FieldError::with_value("FieldValueTypeInvalid", "Invalid value", path, &value.into(), detail)
     }

@@ -14,8 +14,12 @@ fn label_shape(s: &str) -> bool {
         && b.iter().all(|c| is_alnum_lower(*c) || *c == b'-')
 }
 
-pub fn max_len(n: usize) -> String {
+fn max_bytes(n: usize) -> String {
     format!("must be no more than {n} bytes")
+}
+
+pub fn max_len(n: usize) -> String {
+    format!("must be no more than {n} characters")
 }
 
 pub fn is_dns1123_label(s: &str) -> bool {
@@ -42,9 +46,14 @@ pub fn dns1123_label(s: &str) -> Vec<String> {
 
 /// RFC 1123 subdomain, 253 bytes.
 pub fn dns1123_subdomain(s: &str) -> Vec<String> {
+    subdomain(s, max_len(253))
+}
+
+/// With the words for one that is too long: they differ by place.
+fn subdomain(s: &str, too_long: String) -> Vec<String> {
     let mut out = vec![];
     if s.len() > 253 {
-        out.push(max_len(253));
+        out.push(too_long);
     }
     if !s.split('.').all(label_shape) {
         out.push(format!(
@@ -120,7 +129,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
             if prefix.is_empty() {
                 out.push("prefix part must be non-empty".into());
             } else {
-                out.extend(dns1123_subdomain(prefix).into_iter().map(|m| format!("prefix part {m}")));
+                out.extend(subdomain(prefix, max_bytes(253)).into_iter().map(|m| format!("prefix part {m}")));
             }
             name
         }
@@ -136,7 +145,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
     if name.is_empty() {
         out.push("name part must be non-empty".into());
     } else if name.len() > 63 {
-        out.push(format!("name part {}", max_len(63)));
+        out.push(format!("name part {}", max_bytes(63)));
     }
     if !qualified_part(name) {
         out.push(
@@ -152,7 +161,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
 pub fn label_value(s: &str) -> Vec<String> {
     let mut out = vec![];
     if s.len() > 63 {
-        out.push(max_len(63));
+        out.push(max_bytes(63));
     }
     if !s.is_empty() && !qualified_part(s) {
         out.push(
@@ -192,7 +201,7 @@ pub fn config_map_key(s: &str) -> Vec<String> {
 pub fn port_name(s: &str) -> Vec<String> {
     let mut out = vec![];
     if s.len() > 15 {
-        out.push("must be no more than 15 bytes".into());
+        out.push("must be no more than 15 characters".into());
     }
     if !s.bytes().all(|c| is_alnum_lower(c) || c == b'-') || s.is_empty() {
         out.push("must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)".into());

@@ -47,7 +47,10 @@ impl Quantity {
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
             return Err(PARSE_ERROR);
         }
-        let (family, base2, base10) = suffix_of(suffix).ok_or(PARSE_ERROR)?;
+        if !suffix.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'+') {
+            return Err(PARSE_ERROR);
+        }
+        let (family, base2, base10) = suffix_of(suffix).ok_or("unable to parse quantity's suffix")?;
         let digits: String = format!("{whole}{fraction}");
         let mut value: i128 = 0;
         for d in digits.bytes() {

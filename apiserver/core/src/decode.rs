@@ -60,7 +60,8 @@ pub fn decode(
         "application/yaml" => parse_yaml(body, &kind, table, &shape)?,
         "application/json" | "" | "*/*" => parse_json(body, &kind, table, &shape)?,
         _ => {
-            return Err(Status::unsupported_media_type(&["application/json", "application/yaml"]));
+            let known = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+            return Err(Status::unsupported_media_type(&known));
         }
     };
     check_kind(&mut value, &group, &version, &kind)?;
@@ -441,6 +442,9 @@ impl Normalizer<'_> {
                 self.value(&field.shape, v, ty.short_name(), &child_path)?;
                 if vanishes(field, v) {
                     map.remove(&field.name);
+                } else if !field.pointer && matches!(field.shape, Shape::List(_) | Shape::Map(_)) && crate::value::is_empty(v) {
+                    // A list that is always written reads null when there is nothing in it.
+                    *v = Value::Null;
                 }
             } else if let Some(mut v) = always_written(self.table, field) {
                 if v.is_object() {

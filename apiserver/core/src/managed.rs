@@ -334,7 +334,9 @@ fn applied(
         .map(|(i, e)| (i, e.set.intersection(&changed)))
         .filter(|(_, s)| !s.is_empty())
         .collect();
-    if !conflicts.is_empty() && !options.force {
+    let inherited = last_applied(table, shape, before, &options.field_manager);
+    let in_dispute = conflicts.iter().any(|(_, s)| !s.difference(&inherited).is_empty());
+    if in_dispute && !options.force {
         return Err(conflict(&entries, &conflicts));
     }
     for (i, lost) in conflicts {
@@ -348,6 +350,16 @@ fn applied(
     }
     entries.push(own);
     Ok((next, entries))
+}
+
+/// Fields that kubectl owns from the time it applied on the client's side: it may take them over.
+fn last_applied(table: &keelson_api::schema::Table, shape: &Shape, before: &Value, manager: &str) -> FieldSet {
+    let annotation = at(before, "metadata.annotations").get("kubectl.kubernetes.io/last-applied-configuration");
+    let parsed = annotation.and_then(Value::as_str).and_then(|t| serde_json::from_str(t).ok());
+    match parsed.filter(|_| manager == "kubectl") {
+        Some(object) => merge::fields(table, shape, &object),
+        None => FieldSet::default(),
+    }
 }
 
 /// Takes out what the manager stated last time, states no longer, and nobody else owns.

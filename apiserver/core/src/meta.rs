@@ -52,12 +52,7 @@ pub fn place(target: &Target, object: &mut Value) -> Result<(), Status> {
             ));
         }
         set(object, "metadata.namespace", target.namespace);
-    } else if target.subresource.is_none() && !text(object, "metadata.namespace").is_empty() {
-        if text(object, "metadata.namespace") != target.namespace {
-            return Err(Status::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
+    } else {
         take(object, "metadata.namespace");
     }
     Ok(())
@@ -169,16 +164,14 @@ pub fn annotations(annotations: &Value, path: &Path, errors: &mut ErrorList) {
 
 fn owner_references(references: &Value, path: &Path, errors: &mut ErrorList) {
     let mut controller: Option<String> = None;
-    for (i, r) in references.as_array().into_iter().flatten().enumerate() {
-        let at_i = path.index(i);
+    for r in references.as_array().into_iter().flatten() {
         let version = text(r, "apiVersion");
         if version.is_empty() || version.split('/').count() > 2 || version.ends_with('/') {
-            errors.push(FieldError::invalid(&at_i.child("apiVersion"), version, "version must not be empty"));
+            errors.push(FieldError::invalid(&path.child("apiVersion"), version, "version must not be empty"));
         }
-        for (field, what) in [("kind", "kind"), ("name", "name"), ("uid", "uid")] {
+        for field in ["kind", "name", "uid"] {
             if text(r, field).is_empty() {
-                let detail = format!("{what} must not be empty");
-                errors.push(FieldError::invalid(&at_i.child(field), "", &detail));
+                errors.push(FieldError::invalid(&path.child(field), "", "must not be empty"));
             }
         }
         if r["controller"] == true {
@@ -189,11 +182,23 @@ fn owner_references(references: &Value, path: &Path, errors: &mut ErrorList) {
                     let detail = format!(
                         "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {this}"
                     );
-                    errors.push(FieldError::invalid(path, references.clone(), &detail));
+                    errors.push(FieldError::invalid_shown(path, &in_order(references), &detail));
                 }
             }
         }
     }
+}
+
+/// Owner references as JSON, fields in the order of the type.
+fn in_order(references: &Value) -> String {
+    let fields = ["apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"];
+    let one = |r: &Value| {
+        let parts: Vec<String> =
+            fields.iter().filter(|f| !r[**f].is_null()).map(|f| format!("{:?}:{}", f, r[*f])).collect();
+        format!("{{{}}}", parts.join(","))
+    };
+    let all: Vec<String> = references.as_array().into_iter().flatten().map(one).collect();
+    format!("[{}]", all.join(","))
 }
 
 fn finalizers(meta: &Value, path: &Path, errors: &mut ErrorList) {
@@ -218,13 +223,14 @@ fn finalizers(meta: &Value, path: &Path, errors: &mut ErrorList) {
 pub fn validate_update(current: &Value, new: &Value, errors: &mut ErrorList) {
     let path = Path::new("metadata");
     // Upstream looks twice (generic and per kind), and both findings are among the causes.
+    new_finalizers(current, new, &path, errors);
     for _ in 0..2 {
         immutable(current, new, &path, errors);
     }
     validate_common(&new["metadata"], &path, errors);
 }
 
-fn immutable(current: &Value, new: &Value, path: &Path, errors: &mut ErrorList) {
+fn new_finalizers(current: &Value, new: &Value, path: &Path, errors: &mut ErrorList) {
     let (old, meta) = (&current["metadata"], &new["metadata"]);
     if crate::value::terminating(current) {
         let had: BTreeSet<&str> = items(old, "finalizers").iter().filter_map(Value::as_str).collect();
@@ -242,6 +248,10 @@ fn immutable(current: &Value, new: &Value, path: &Path, errors: &mut ErrorList) 
             errors.push(FieldError::forbidden(&path.child("finalizers"), &detail));
         }
     }
+}
+
+fn immutable(current: &Value, new: &Value, path: &Path, errors: &mut ErrorList) {
+    let (old, meta) = (&current["metadata"], &new["metadata"]);
     for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         if meta[field] != old[field] {
             errors.push(FieldError::invalid(&path.child(field), meta[field].clone(), "field is immutable"));

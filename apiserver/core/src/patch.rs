@@ -124,10 +124,30 @@ fn json_patch(before: &Value, parsed: Value) -> Result<Value, Status> {
         message: "the server rejected our request due to an error in our request".into(),
         ..Status::default()
     };
-    let operations: json_patch::Patch = serde_json::from_value(parsed).map_err(|_| rejected())?;
     let mut patched = before.clone();
-    json_patch::patch(&mut patched, &operations).map_err(|_| rejected())?;
+    for operation in operations {
+        let operation = lenient(operation, &patched);
+        let one: json_patch::PatchOperation = serde_json::from_value(operation).map_err(|_| rejected())?;
+        json_patch::patch(&mut patched, &[one]).map_err(|_| rejected())?;
+    }
     if patched.is_object() { Ok(patched) } else { Err(rejected()) }
+}
+
+/// Upstream's library replaces a member that is not there, and reads a missing value as null.
+fn lenient(operation: &Value, object: &Value) -> Value {
+    let mut operation = operation.clone();
+    let kind = text(&operation, "op").to_string();
+    if ["add", "replace", "test"].contains(&kind.as_str()) && operation.get("value").is_none() {
+        operation["value"] = Value::Null;
+    }
+    if kind == "replace" {
+        let path = text(&operation, "path").to_string();
+        let parent = path.rsplit_once('/').map_or("", |(p, _)| p);
+        if !path.is_empty() && object.pointer(&path).is_none() && object.pointer(parent).is_some_and(Value::is_object) {
+            operation["op"] = "add".into();
+        }
+    }
+    operation
 }
 
 /// RFC 7386.

@@ -54,7 +54,12 @@ pub(crate) fn create_with(
 }
 
 fn check(target: &Target, object: &Value, errors: ErrorList) -> Result<(), Status> {
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(target.resource, text(object, "metadata.name"), errors)) }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    // Both forms of Event are one kind inside, and that has no group.
+    let group = if target.resource.kind == "Event" { "" } else { target.resource.group.as_str() };
+    Err(Status::invalid_kind(group, &target.resource.kind, text(object, "metadata.name"), errors))
 }
 
 /// Defaults and canonical form.

@@ -10,6 +10,11 @@ use serde_json::Value;
 pub struct LimitRanges;
 
 impl Strategy for LimitRanges {
+    fn prepare_create(&self, object: &mut Value, ctx: &Context) {
+        if text(object, "metadata.name").is_empty() {
+            set(object, "metadata.name", ctx.uid);
+        }
+    }
     fn default(&self, object: &mut Value) {
         for limit in crate::value::each_mut(object, "spec.limits") {
             if text(limit, "type") != "Container" {
@@ -24,7 +29,9 @@ impl Strategy for LimitRanges {
         let path = Path::new("spec").child("limits");
         for (i, limit) in items(object, "spec.limits").iter().enumerate() {
             let at_i = path.index(i);
-            crate::validate::required(limit, "type", &at_i, errors);
+            for problem in names::qualified_name(text(limit, "type")) {
+                errors.push(FieldError::invalid(&at_i.child("type"), text(limit, "type"), &problem));
+            }
             for (key, min) in limit["min"].as_object().into_iter().flatten() {
                 let (Ok(min_q), Ok(max)) = (Quantity::from_value(min), Quantity::from_value(&limit["max"][key])) else { continue };
                 if min_q > max {
@@ -127,6 +134,9 @@ impl Strategy for PriorityClasses {
 pub struct CertificateSigningRequests;
 
 impl Strategy for CertificateSigningRequests {
+    fn name_check(&self) -> crate::meta::NameCheck {
+        names::path_segment
+    }
     fn prepare_create(&self, object: &mut Value, ctx: &Context) {
         // Who asks is what the server saw, not what the request says.
         set(object, "spec.username", ctx.user.name.as_str());

@@ -18,6 +18,7 @@ impl Strategy for Nodes {
         let cidr = text(node, "spec.podCIDR").to_string();
         let first = items(node, "spec.podCIDRs").first().and_then(Value::as_str).map(String::from);
         match (cidr.is_empty(), first) {
+            (false, Some(first)) if first != cidr => set(node, "spec.podCIDRs", json!([cidr])),
             (false, None) => set(node, "spec.podCIDRs", json!([cidr])),
             (true, Some(first)) => set(node, "spec.podCIDR", first),
             _ => {}

@@ -10,6 +10,9 @@ use serde_json::Value;
 pub struct PodDisruptionBudgets;
 
 impl Strategy for PodDisruptionBudgets {
+    fn name_check(&self) -> crate::meta::NameCheck {
+        |_| vec![]
+    }
     fn generation(&self) -> bool {
         true
     }

@@ -244,9 +244,6 @@ impl Strategy for CsiDrivers {
             set(object, "spec.volumeLifecycleModes", json!(["Persistent"]));
         }
     }
-    fn generation(&self) -> bool {
-        true
-    }
 }
 
 pub struct CsiNodes;
@@ -267,6 +264,13 @@ impl Strategy for CsiNodes {
 pub struct VolumeAttachments;
 
 impl Strategy for VolumeAttachments {
+    fn prepare_update(&self, target: &Target, current: &Value, new: &mut Value, _: &Context) {
+        if target.subresource == Some("status") {
+            let managed = at(new, "metadata.managedFields").clone();
+            copy(current, new, "metadata");
+            set(new, "metadata.managedFields", managed);
+        }
+    }
     fn answers_deleted_object(&self) -> bool {
         true
     }
