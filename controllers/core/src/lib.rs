@@ -38,10 +38,14 @@ pub mod plan;
 pub mod pods;
 pub mod view;
 
+pub mod aggregation;
+pub mod autoscaler;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage;
+pub mod loadbalancer;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -49,6 +53,7 @@ pub mod pod_gc;
 pub mod replicaset;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod storage;
 pub mod taint_eviction;
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod deployments;
 mod others;
 mod replicasets;
+mod services;
 
 use serde_json::{Value, json};
 

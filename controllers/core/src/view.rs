@@ -281,6 +281,8 @@ pub struct Watch {
     pub namespace: Option<&'static str>,
     /// Only what this field selector picks; none for all.
     pub field_selector: Option<&'static str>,
+    /// Whether a polled resource is worth asking for now.
+    pub needed: fn(&View) -> bool,
     /// JSON to object; `managedFields` is dropped.
     pub decode: fn(&str) -> Result<AnyObject, serde_json::Error>,
     /// The metadata of a decoded object.
@@ -296,6 +298,7 @@ impl Watch {
             resource: Gvr::of::<K>(),
             kind: K::KIND,
             source: Source::Watch,
+            needed: |_| true,
             namespace: None,
             field_selector: None,
             decode: decode::<K>,
@@ -323,8 +326,10 @@ impl Watch {
         self
     }
 
-    pub fn poll(mut self, seconds: u32) -> Watch {
+    /// Lists every so many seconds, while `needed`, instead of watching.
+    pub fn poll(mut self, seconds: u32, needed: fn(&View) -> bool) -> Watch {
         self.source = Source::Poll(seconds);
+        self.needed = needed;
         self
     }
 }

@@ -5,11 +5,15 @@ use std::sync::Arc;
 
 use jiff::SignedDuration;
 use keelson_controllers_core::Reconciler;
+use keelson_controllers_core::aggregation::ClusterRoleAggregation;
+use keelson_controllers_core::autoscaler::Autoscaler;
 use keelson_controllers_core::deployment::Deployments;
+use keelson_controllers_core::disruption::Disruption;
 use keelson_controllers_core::election::Timing;
 use keelson_controllers_core::endpoints::EndpointsController;
 use keelson_controllers_core::endpointslice::EndpointSlices;
 use keelson_controllers_core::garbage::GarbageCollector;
+use keelson_controllers_core::loadbalancer::{self, LoadBalancers};
 use keelson_controllers_core::namespace::Namespaces;
 use keelson_controllers_core::node_ipam::{NodeIpam, Pool};
 use keelson_controllers_core::node_lifecycle::NodeLifecycle;
@@ -17,6 +21,9 @@ use keelson_controllers_core::pod_gc::PodGc;
 use keelson_controllers_core::replicaset::ReplicaSets;
 use keelson_controllers_core::root_ca::RootCa;
 use keelson_controllers_core::serviceaccount::ServiceAccounts;
+use keelson_controllers_core::storage::VolumeBinder;
+use keelson_controllers_core::storage::classes::LocalPathClass;
+use keelson_controllers_core::storage::protection::{ClaimProtection, VolumeProtection};
 use keelson_controllers_core::taint_eviction::TaintEviction;
 
 #[derive(Clone, Debug)]
@@ -94,7 +101,18 @@ impl Config {
             Arc::new(PodGc { threshold: self.terminated_pod_threshold }),
             Arc::new(GarbageCollector),
             Arc::new(Namespaces),
+            Arc::new(self.autoscaler()),
+            Arc::new(Disruption),
+            Arc::new(ClusterRoleAggregation),
+            Arc::new(VolumeBinder { base: self.local_path.clone() }),
+            Arc::new(LocalPathClass),
+            Arc::new(ClaimProtection),
+            Arc::new(VolumeProtection),
         ];
+        if !self.load_balancer_pool.is_empty() {
+            let provider = loadbalancer::Pool::parse(&self.load_balancer_pool).map_err(anyhow::Error::msg)?;
+            all.push(Arc::new(LoadBalancers { provider }));
+        }
         if !self.root_ca.is_empty() {
             all.push(Arc::new(RootCa { bundle: self.root_ca.clone() }));
         }
@@ -113,6 +131,15 @@ impl Config {
         }
         all.retain(|r| self.is_wanted(r.name()));
         Ok(all)
+    }
+
+    fn autoscaler(&self) -> Autoscaler {
+        Autoscaler {
+            period: self.autoscaler_period,
+            tolerance: self.autoscaler_tolerance,
+            stabilization: self.autoscaler_stabilization,
+            ..Autoscaler::default()
+        }
     }
 
     fn pools(&self) -> anyhow::Result<Vec<Pool>> {

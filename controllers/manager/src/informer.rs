@@ -11,7 +11,7 @@ use futures::AsyncBufReadExt;
 use futures::TryStreamExt;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use keelson_controllers_core::view::AnyObject;
-use keelson_controllers_core::{Gvr, Key, Node, Source, Watch};
+use keelson_controllers_core::{Gvr, Key, Node, Source, View, Watch};
 use kube::Client;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -32,6 +32,7 @@ pub struct Informer {
     namespace: &'static str,
     field_selector: Option<&'static str>,
     source: Source,
+    needed: fn(&View) -> bool,
     decoder: Option<Decoder>,
 }
 
@@ -104,6 +105,7 @@ impl Informer {
             namespace: watch.namespace.unwrap_or(""),
             field_selector: watch.field_selector,
             source: watch.source,
+            needed: watch.needed,
             decoder: Some(Decoder { type_id: watch.type_id, decode: watch.decode, metadata: watch.metadata }),
         }
     }
@@ -115,6 +117,7 @@ impl Informer {
             namespace: "",
             field_selector: None,
             source: Source::Watch,
+            needed: |_| true,
             decoder: None,
         }
     }
@@ -129,11 +132,17 @@ impl Informer {
         let mut failures = 0u32;
         loop {
             let result = match &version {
+                None if !cache.view(self.needed) => {
+                    cache.replace(&self.feed, self.type_id(), Vec::new(), 0);
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    Ok(())
+                }
                 None => self.list(client, cache).await.map(|v| version = Some(v)),
                 Some(_) if self.source != Source::Watch => {
                     let Source::Poll(seconds) = self.source else { continue };
                     tokio::time::sleep(Duration::from_secs(seconds.into())).await;
-                    self.list(client, cache).await.map(|_| ())
+                    version = None;
+                    Ok(())
                 }
                 Some(from) => {
                     let mut at = from.clone();
