@@ -44,6 +44,11 @@ pub fn dns1123_label(s: &str) -> Vec<String> {
     out
 }
 
+/// RFC 1123 label where a subdomain would come to mind: a dot is named as the problem.
+pub fn dns1123_label_without_dots(s: &str) -> Vec<String> {
+    if s.contains('.') { vec!["must not contain dots".into()] } else { dns1123_label(s) }
+}
+
 /// RFC 1123 subdomain, 253 bytes.
 pub fn dns1123_subdomain(s: &str) -> Vec<String> {
     subdomain(s, max_len(253))

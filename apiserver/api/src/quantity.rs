@@ -41,16 +41,21 @@ impl Quantity {
             b'+' => (false, &text[1..]),
             _ => (false, text),
         };
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let (number, suffix) = rest.split_at(end);
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
-            return Err(PARSE_ERROR);
-        }
-        if !suffix.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-' || c == b'+') {
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (whole, rest) = rest.split_at(end);
+        let after_point = rest.strip_prefix('.').unwrap_or("");
+        let end = after_point.find(|c: char| !c.is_ascii_digit()).unwrap_or(after_point.len());
+        let fraction = &after_point[..end];
+        let suffix = if rest.starts_with('.') { &after_point[end..] } else { rest };
+        let letters = suffix.trim_start_matches(|c| "eEinumkKMGTP".contains(c));
+        let tail = letters.strip_prefix(['-', '+']).unwrap_or(letters);
+        if !tail.bytes().all(|c| c.is_ascii_digit()) {
             return Err(PARSE_ERROR);
         }
         let (family, base2, base10) = suffix_of(suffix).ok_or("unable to parse quantity's suffix")?;
+        if whole.is_empty() && fraction.is_empty() {
+            return Err(PARSE_ERROR);
+        }
         let digits: String = format!("{whole}{fraction}");
         let mut value: i128 = 0;
         for d in digits.bytes() {
@@ -70,12 +75,28 @@ impl Quantity {
     /// Parses what an object holds: a string or a number.
     pub fn from_value(value: &serde_json::Value) -> Result<Quantity, &'static str> {
         match value {
-            serde_json::Value::String(s) => Quantity::parse(s),
+            serde_json::Value::String(s) => Quantity::parse(s.trim()),
             serde_json::Value::Number(n) => Quantity::parse(&n.to_string()),
             _ => Err(PARSE_ERROR),
         }
     }
 
+    /// What an object keeps of a quantity it was given: the text as it is, or the canonical form when it has a fraction.
+    pub fn kept(value: &serde_json::Value) -> Result<String, &'static str> {
+        let text = match value {
+            serde_json::Value::String(s) => s.trim().to_string(),
+            serde_json::Value::Number(n) => n.to_string(),
+            _ => return Err(PARSE_ERROR),
+        };
+        let quantity = Quantity::parse(&text)?;
+        let fraction = text.split_once('.').is_some_and(|(_, f)| f.starts_with(|c: char| c.is_ascii_digit()));
+        Ok(if fraction { quantity.to_string() } else { text })
+    }
+
+    /// Finer than a thousandth.
+    pub fn is_finer_than_milli(&self) -> bool {
+        self.nano % (NANO / 1000) != 0
+    }
     /// Units, rounded up.
     pub fn value(&self) -> i64 {
         clamp(div_up(self.nano, NANO))
@@ -223,7 +244,7 @@ mod tests {
         ] {
             assert_eq!(Quantity::parse(text).unwrap().to_string(), canonical, "{text}");
         }
-        for bad in ["", "a", "1.2.3", "1kk", "1 ", ".", "1e", "--1"] {
+        for bad in ["", "a", "1.2.3", "1kk", "1 ", ".", "1e", "--1", "0x10"] {
             assert!(Quantity::parse(bad).is_err(), "{bad}");
         }
     }

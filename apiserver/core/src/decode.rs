@@ -366,7 +366,7 @@ impl Normalizer<'_> {
                     return Err("quantities must match the regular expression \
                                 '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'".into());
                 }
-                *value = Quantity::from_value(value)?.to_string().into();
+                *value = Quantity::kept(value)?.into();
                 Ok(())
             }
             Shape::IntOrString => match value {

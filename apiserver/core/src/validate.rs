@@ -109,6 +109,14 @@ pub fn non_negative_quantity(value: &Value, path: &Path, errors: &mut ErrorList)
     }
 }
 
+/// Whether a text would be an IPv4 address without its leading zeros.
+fn leading_zeros(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('.').collect();
+    parts.len() == 4
+        && parts.iter().all(|p| !p.is_empty() && p.parse::<u16>().is_ok_and(|n| n < 256))
+        && parts.iter().any(|p| p.len() > 1 && p.starts_with('0'))
+}
+
 /// Whether a text is an IP address.
 pub fn is_ip(text: &str) -> bool {
     text.parse::<std::net::IpAddr>().is_ok()
@@ -116,7 +124,11 @@ pub fn is_ip(text: &str) -> bool {
 
 /// Reports what is no IP address.
 pub fn ip(text: &str, path: &Path, errors: &mut ErrorList) {
-    if !is_ip(text) {
+    if text.parse::<std::net::Ipv6Addr>().is_ok_and(|v6| v6.to_ipv4_mapped().is_some()) {
+        errors.push(FieldError::invalid(path, text, "must not be an IPv4-mapped IPv6 address"));
+    } else if leading_zeros(text) {
+        errors.push(FieldError::invalid(path, text, "must not have leading 0s"));
+    } else if !is_ip(text) {
         errors.push(FieldError::invalid(path, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
     }
 }

@@ -21,19 +21,33 @@ fn selector_and_template(object: &Value, errors: &mut ErrorList) {
         errors.push(FieldError::required(&spec.child("selector"), ""));
     } else {
         label_selector(selector, &spec.child("selector"), errors);
-        if is_empty(&selector["matchLabels"]) && is_empty(&selector["matchExpressions"]) {
-            let detail = "empty selector is invalid for deployment";
-            errors.push(FieldError::invalid(&spec.child("selector"), selector.clone(), detail));
+        if is_blank(selector) {
+            let detail = format!("empty selector is invalid for {}", text(object, "kind").to_lowercase());
+            errors.push(FieldError::invalid(&spec.child("selector"), selector.clone(), &detail));
+        }
+        if !is_valid(selector) {
+            errors.push(FieldError::invalid(&spec.child("selector"), selector.clone(), "invalid label selector"));
         }
     }
     template(object, selector, errors);
+}
+
+/// An empty selector matches everything, which is never meant; a missing one matches nothing.
+fn is_blank(selector: &Value) -> bool {
+    selector.is_object() && is_empty(&selector["matchLabels"]) && is_empty(&selector["matchExpressions"])
+}
+
+fn is_valid(selector: &Value) -> bool {
+    let mut errors = ErrorList::new();
+    label_selector(selector, &Path::root(), &mut errors);
+    errors.is_empty()
 }
 
 fn template(object: &Value, selector: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec").child("template");
     let template = at(object, "spec.template");
     let labels = at(template, "metadata.labels");
-    if !selector.is_null() && !is_empty(selector) && !LabelSelector::from_object(selector).matches(labels) {
+    if is_valid(selector) && !is_blank(selector) && !LabelSelector::from_object(selector).matches(labels) {
         let detail = "`selector` does not match template `labels`";
         errors.push(FieldError::invalid(&path.child("metadata").child("labels"), labels.clone(), detail));
     }

@@ -29,8 +29,14 @@ impl Strategy for HorizontalPodAutoscalers {
         if !spec["minReplicas"].is_null() && min < 1 {
             errors.push(FieldError::invalid(&path.child("minReplicas"), min, "must be greater than or equal to 1"));
         }
-        if max < 1 {
-            errors.push(FieldError::invalid(&path.child("maxReplicas"), max, "must be greater than 0"));
+        if min == 0 && !items(spec, "metrics").iter().any(|m| ["Object", "External"].contains(&text(m, "type"))) {
+            let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
+            errors.push(FieldError::forbidden(&path.child("metrics"), detail));
+        }
+        if max == 0 {
+            errors.push(FieldError::required(&path.child("maxReplicas"), "must be set and greater than 0"));
+        } else if max < 0 {
+            errors.push(FieldError::invalid(&path.child("maxReplicas"), max, "must be greater than or equal to 1"));
         }
         if !spec["minReplicas"].is_null() && max < min {
             let detail = "must be greater than or equal to `minReplicas`";
@@ -71,6 +77,10 @@ fn reference(r: &Value, path: &Path, errors: &mut ErrorList) {
                 errors.push(FieldError::invalid(&path.child(field), text(r, field), &problem));
             }
         }
+    }
+    if !text(r, "apiVersion").contains('/') {
+        let detail = "apiVersion must specify API group";
+        errors.push(FieldError::invalid(&path.child("apiVersion"), text(r, "apiVersion"), detail));
     }
 }
 

@@ -27,6 +27,9 @@ pub fn default_spec(spec: &mut Value, place: Place) {
             set(spec, empty, value);
         }
     }
+    if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|n| n < 0) {
+        set(spec, "terminationGracePeriodSeconds", 1);
+    }
     if place == Place::Pod {
         default(spec, "enableServiceLinks", true);
     }
@@ -79,8 +82,23 @@ fn default_container(container: &mut Value, place: Place, host_network: bool) {
             default_http_get(&mut container["lifecycle"][hook]["httpGet"]);
         }
     }
+    round_up(container);
     if place == Place::Pod {
         default_requests(container);
+    }
+}
+
+/// Nothing is counted finer than in thousandths.
+fn round_up(container: &mut Value) {
+    for which in ["limits", "requests"] {
+        let amounts = container.get_mut("resources").and_then(|r| r.get_mut(which)).and_then(Value::as_object_mut);
+        for amount in amounts.into_iter().flat_map(|m| m.values_mut()) {
+            if let Ok(q) = keelson_api::Quantity::from_value(amount)
+                && q.is_finer_than_milli()
+            {
+                *amount = keelson_api::Quantity::from_milli(q.milli()).to_string().into();
+            }
+        }
     }
 }
 

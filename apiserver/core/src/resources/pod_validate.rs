@@ -74,7 +74,7 @@ fn identity(spec: &Value, path: &Path, errors: &mut ErrorList) {
     for field in ["hostname", "subdomain"] {
         let value = text(spec, field);
         if !value.is_empty() {
-            for problem in names::dns1123_label(value) {
+            for problem in names::dns1123_label_without_dots(value) {
                 errors.push(FieldError::invalid(&path.child(field), value, &problem));
             }
         }
@@ -91,7 +91,9 @@ fn dns_config(spec: &Value, path: &Path, errors: &mut ErrorList) {
     let config = &spec["dnsConfig"];
     let path = path.child("dnsConfig");
     let servers = items(config, "nameservers");
-    if text(spec, "dnsPolicy") == "None" && servers.is_empty() {
+    if text(spec, "dnsPolicy") == "None" && config.is_null() {
+        errors.push(FieldError::required(&path, "must provide `dnsConfig` when `dnsPolicy` is None"));
+    } else if text(spec, "dnsPolicy") == "None" && servers.is_empty() {
         let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
         errors.push(FieldError::required(&path.child("nameservers"), detail));
     }
@@ -101,6 +103,11 @@ fn dns_config(spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
     for (i, s) in servers.iter().enumerate() {
         crate::validate::ip(s.as_str().unwrap_or(""), &path.child("nameservers").index(i), errors);
+    }
+    let searches = items(config, "searches");
+    if searches.len() > 32 {
+        let detail = "must not have more than 32 search paths";
+        errors.push(FieldError::invalid(&path.child("searches"), config["searches"].clone(), detail));
     }
     for (i, o) in items(config, "options").iter().enumerate() {
         if text(o, "name").is_empty() {
@@ -119,7 +126,7 @@ fn volumes(spec: &Value, path: &Path, errors: &mut ErrorList) -> BTreeSet<String
         if name.is_empty() {
             errors.push(FieldError::required(&at_i.child("name"), ""));
         } else {
-            for problem in names::dns1123_label(name) {
+            for problem in names::dns1123_label_without_dots(name) {
                 errors.push(FieldError::invalid(&at_i.child("name"), name, &problem));
             }
         }
@@ -160,7 +167,10 @@ fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
             }
         }
         "emptyDir" => {
-            crate::validate::non_negative_quantity(&source["sizeLimit"], &path.child("sizeLimit"), errors);
+            if Quantity::from_value(&source["sizeLimit"]).is_ok_and(|q| q.is_negative()) {
+                let detail = "SizeLimit field must be a valid resource quantity";
+                errors.push(FieldError::forbidden(&path.child("sizeLimit"), detail));
+            }
         }
         "secret" => {
             crate::validate::required(source, "secretName", &path, errors);
@@ -175,30 +185,47 @@ fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
         }
         "nfs" => {
             crate::validate::required(source, "server", &path, errors);
-            if crate::validate::required(source, "path", &path, errors) && !text(source, "path").starts_with('/') {
+            crate::validate::required(source, "path", &path, errors);
+            if !text(source, "path").starts_with('/') {
                 errors.push(FieldError::invalid(&path.child("path"), text(source, "path"), "must be an absolute path"));
             }
         }
         "downwardAPI" => {
             mode(&source["defaultMode"], &path.child("defaultMode"), errors);
-            for (i, item) in items(source, "items").iter().enumerate() {
-                downward_item(item, &path.child("items").index(i), errors);
+            for item in items(source, "items") {
+                downward_item(item, &path, errors);
             }
         }
         "projected" => {
             mode(&source["defaultMode"], &path.child("defaultMode"), errors);
             for (i, s) in items(source, "sources").iter().enumerate() {
-                projection(s, &path.child("sources").index(i), errors);
+                projection(s, &path, &path.child("sources").index(i), errors);
             }
         }
         "csi" => {
-            crate::validate::required(source, "driver", &path, errors);
+            if crate::validate::required(source, "driver", &path, errors) {
+                for problem in names::dns1123_subdomain(&text(source, "driver").to_lowercase()) {
+                    errors.push(FieldError::invalid(&path.child("driver"), text(source, "driver"), &problem));
+                }
+            }
         }
-        _ => {}
+        "image" => {
+            crate::validate::required(source, "reference", &path, errors);
+        }
+        "ephemeral" => {
+            let template = &source["volumeClaimTemplate"];
+            if template.is_null() {
+                errors.push(FieldError::required(&path.child("volumeClaimTemplate"), ""));
+            } else {
+                let at_spec = path.child("volumeClaimTemplate").child("spec");
+                super::storage::claim_spec(&template["spec"], &at_spec, errors);
+            }
+        }
+        other => volumes::required_fields(other, source, &path, errors),
     }
 }
 
-fn projection(s: &Value, path: &Path, errors: &mut ErrorList) {
+fn projection(s: &Value, projected: &Path, path: &Path, errors: &mut ErrorList) {
     let kinds: Vec<&str> = ["secret", "downwardAPI", "configMap", "serviceAccountToken", "clusterTrustBundle"]
         .into_iter()
         .filter(|k| !s[*k].is_null())
@@ -214,12 +241,14 @@ fn projection(s: &Value, path: &Path, errors: &mut ErrorList) {
                 key_items(source, &path, errors);
             }
             "downwardAPI" => {
-                for (i, item) in items(source, "items").iter().enumerate() {
-                    downward_item(item, &path.child("items").index(i), errors);
+                for item in items(source, "items") {
+                    downward_item(item, &path, errors);
                 }
             }
             "serviceAccountToken" => {
-                crate::validate::required(source, "path", &path, errors);
+                if text(source, "path").is_empty() {
+                    errors.push(FieldError::required(&projected.child("path"), ""));
+                }
                 let seconds = int(source, "expirationSeconds");
                 if seconds < 600 {
                     let detail = "may not specify a duration less than 10 minutes";
@@ -346,7 +375,7 @@ fn container(
     if name.is_empty() {
         errors.push(FieldError::required(&path.child("name"), ""));
     } else {
-        for problem in names::dns1123_label(name) {
+        for problem in names::dns1123_label_without_dots(name) {
             errors.push(FieldError::invalid(&path.child("name"), name, &problem));
         }
     }
@@ -357,7 +386,7 @@ fn container(
     let restartable = text(c, "restartPolicy") == "Always";
     if init {
         one_of_if_set(&c["restartPolicy"], &["Always"], &path.child("restartPolicy"), errors);
-    } 
+    }
     for probe_name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let value = &c[probe_name];
         if value.is_null() {
@@ -373,6 +402,11 @@ fn container(
         if probe_name != "readinessProbe" && success != 1 {
             errors.push(FieldError::invalid(&path.child(probe_name).child("successThreshold"), success, "must be 1"));
         }
+        let grace = &value["terminationGracePeriodSeconds"];
+        if probe_name == "readinessProbe" && !grace.is_null() {
+            let at_grace = path.child(probe_name).child("terminationGracePeriodSeconds");
+            errors.push(FieldError::invalid(&at_grace, grace.clone(), "must not be set for readinessProbes"));
+        }
     }
     for hook in ["postStart", "preStop"] {
         let value = &c["lifecycle"][hook];
@@ -385,6 +419,11 @@ fn container(
             continue;
         }
         handler(value, &["exec", "httpGet", "tcpSocket", "sleep"], &path.child("lifecycle").child(hook), errors);
+        let grace = spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
+        if let Some(n) = value["sleep"]["seconds"].as_i64().filter(|n| *n < 0 || *n > grace) {
+            let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+            errors.push(FieldError::invalid(&path.child("lifecycle").child(hook).child("sleep"), n, &detail));
+        }
     }
 }
 
@@ -436,9 +475,6 @@ fn ports(ports: &[Value], path: &Path, errors: &mut ErrorList) {
         match text(p, "protocol") {
             "" => errors.push(FieldError::required(&at_i.child("protocol"), "")),
             protocol => one_of(protocol, &["SCTP", "TCP", "UDP"], &at_i.child("protocol"), errors),
-        }
-        if !text(p, "hostIP").is_empty() {
-            crate::validate::ip(text(p, "hostIP"), &at_i.child("hostIP"), errors);
         }
     }
 }
@@ -545,22 +581,39 @@ fn mounts(spec: &Value, c: &Value, path: &Path, volumes: &BTreeSet<String>, erro
         if !seen.insert(mount) {
             errors.push(FieldError::invalid(&at_i.child("mountPath"), mount, "must be unique"));
         }
+        // Upstream names these without the index.
         if !text(m, "subPath").is_empty() {
-            relative_path(text(m, "subPath"), &at_i.child("subPath"), errors);
+            relative_path(text(m, "subPath"), &path.child("subPath"), errors);
         }
         if !text(m, "subPathExpr").is_empty() {
             if !text(m, "subPath").is_empty() {
                 let detail = "subPathExpr and subPath are mutually exclusive";
                 errors.push(FieldError::invalid(&at_i.child("subPathExpr"), text(m, "subPathExpr"), detail));
             }
-            relative_path(text(m, "subPathExpr"), &at_i.child("subPathExpr"), errors);
+            relative_path(text(m, "subPathExpr"), &path.child("subPathExpr"), errors);
         }
+        if text(m, "mountPropagation") == "Bidirectional" && at(c, "securityContext.privileged") != &Value::Bool(true) {
+            let detail = "Bidirectional mount propagation is available only to privileged containers";
+            errors.push(FieldError::forbidden(&path.child("mountPropagation"), detail));
+        }
+        read_only(m, &path, errors);
         one_of_if_set(
             &m["mountPropagation"],
             &["Bidirectional", "HostToContainer", "None"],
-            &at_i.child("mountPropagation"),
+            &path.child("mountPropagation"),
             errors,
         );
+    }
+}
+
+fn read_only(m: &Value, path: &Path, errors: &mut ErrorList) {
+    let at_recursive = path.child("recursiveReadOnly");
+    match m["recursiveReadOnly"].as_str() {
+        Some("Enabled" | "IfPossible") if m["readOnly"] != true => {
+            errors.push(FieldError::forbidden(&at_recursive, "may only be specified when readOnly is true"));
+        }
+        Some(other) => one_of(other, &["Disabled", "Enabled", "IfPossible"], &at_recursive, errors),
+        None => {}
     }
 }
 
@@ -592,10 +645,9 @@ fn handler(h: &Value, kinds: &[&str], path: &Path, errors: &mut ErrorList) {
                 crate::validate::required(action, "path", &path, errors);
                 port_or_name(&action["port"], &path.child("port"), errors);
                 one_of(text(action, "scheme"), &["HTTP", "HTTPS"], &path.child("scheme"), errors);
-                for (i, header) in items(action, "httpHeaders").iter().enumerate() {
+                for header in items(action, "httpHeaders") {
                     for problem in names::http_header_name(text(header, "name")) {
-                        let at_name = path.child("httpHeaders").index(i).child("name");
-                        errors.push(FieldError::invalid(&at_name, text(header, "name"), &problem));
+                        errors.push(FieldError::invalid(&path.child("httpHeaders"), text(header, "name"), &problem));
                     }
                 }
             }
@@ -636,7 +688,15 @@ fn resources(r: &Value, path: &Path, errors: &mut ErrorList) {
     }
     for (name, request) in r["requests"].as_object().into_iter().flatten() {
         let (Ok(request_q), limit) = (Quantity::from_value(request), &r["limits"][name]) else { continue };
-        if let Ok(limit_q) = Quantity::from_value(limit)
+        // Whole devices are not shared: what is asked for is what is allowed.
+        let whole = name.contains('/') && !name.contains("kubernetes.io/") || name.starts_with("hugepages-");
+        if whole && limit.is_null() {
+            let detail = "Limit must be set for non overcommitable resources";
+            errors.push(FieldError::required(&path.child("limits"), detail));
+        } else if whole && Quantity::from_value(limit).is_ok_and(|l| l != request_q) {
+            let detail = format!("must be equal to {name} limit of {}", text(&r["limits"], name));
+            errors.push(FieldError::invalid(&path.child("requests"), request.clone(), &detail));
+        } else if let Ok(limit_q) = Quantity::from_value(limit)
             && !limit.is_null()
             && request_q > limit_q
         {
@@ -651,8 +711,11 @@ fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
         errors.push(FieldError::invalid(path, name, &problem));
     }
     let standard = ["cpu", "memory", "ephemeral-storage"].contains(&name) || name.starts_with("hugepages-");
+    let elsewhere = ["pods", "services", "storage", "secrets", "configmaps", "persistentvolumeclaims", "resourcequotas"];
     if !name.contains('/') && !standard {
-        errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
+        if !elsewhere.contains(&name) && !name.starts_with("requests.") && !name.starts_with("limits.") {
+            errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
+        }
         errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
     }
 }
@@ -670,7 +733,14 @@ fn security_context(s: &Value, path: &Path, errors: &mut ErrorList) {
 }
 
 fn pod_security(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    if spec["hostNetwork"] == true && spec["hostUsers"] == false {
+        errors.push(FieldError::forbidden(&path.child("hostNetwork"), "when `hostUsers` is false"));
+    }
     let (s, path) = (&spec["securityContext"], path.child("securityContext"));
+    if spec["hostPID"] == true && spec["shareProcessNamespace"] == true {
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        errors.push(FieldError::invalid(&path.child("shareProcessNamespace"), true, detail));
+    }
     for field in ["runAsUser", "runAsGroup", "fsGroup"] {
         if let Some(n) = s[field].as_i64().filter(|n| !(0..=2147483647).contains(n)) {
             errors.push(FieldError::invalid(&path.child(field), n, "must be between 0 and 2147483647, inclusive"));
@@ -847,7 +917,15 @@ fn readiness_gates(spec: &Value, path: &Path, errors: &mut ErrorList) {
             errors.push(FieldError::invalid(&at_kind, kind, &problem));
         }
     }
-    for (i, g) in items(spec, "schedulingGates").iter().enumerate() {
+    let gates = items(spec, "schedulingGates");
+    if !gates.is_empty() && !text(spec, "nodeName").is_empty() {
+        let detail = "cannot be set until all schedulingGates have been cleared";
+        errors.push(FieldError::forbidden(&path.child("nodeName"), detail));
+    }
+    for (i, g) in gates.iter().enumerate() {
+        if gates[..i].iter().any(|other| text(other, "name") == text(g, "name")) {
+            errors.push(FieldError::duplicate(&path.child("schedulingGates").index(i), text(g, "name")));
+        }
         for problem in names::qualified_name(text(g, "name")) {
             errors.push(FieldError::invalid(&path.child("schedulingGates").index(i), text(g, "name"), &problem));
         }

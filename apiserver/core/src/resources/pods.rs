@@ -20,12 +20,12 @@ impl Strategy for Pods {
     fn answers_deleted_object(&self) -> bool {
         true
     }
-    fn prepare_create(&self, pod: &mut Value, _ctx: &Context) {
+    fn prepare_create(&self, pod: &mut Value, ctx: &Context) {
         let class = pod_spec::qos_class(&pod["spec"]);
         set(pod, "status", json!({"phase": "Pending", "qosClass": class}));
         if !items(pod, "spec.schedulingGates").is_empty() {
             let gated = json!([{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
-                "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": null}]);
+                "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": crate::meta::time(ctx.now)}]);
             set(pod, "status.conditions", gated);
         }
         take(pod, "spec.ephemeralContainers");

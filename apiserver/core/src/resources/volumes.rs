@@ -2,6 +2,7 @@
 
 use super::pod_spec::{fill, pull_policy};
 use crate::value::{default, each_mut, map_mut, set, text};
+use keelson_api::{ErrorList, Path};
 use serde_json::{Value, json};
 
 /// Every kind of volume a pod may have.
@@ -80,6 +81,33 @@ pub fn default_volume(volume: &mut Value) {
 fn default_field_ref(item: &mut Value) {
     if item["fieldRef"].is_object() {
         fill(&mut item["fieldRef"], "apiVersion", "v1");
+    }
+}
+
+/// What the older kinds of volume cannot do without.
+const REQUIRED: [(&str, &str, &[&str]); 14] = [
+    ("awsElasticBlockStore", "awsElasticBlockStore", &["volumeID"]),
+    ("azureDisk", "azureDisk", &["diskName", "diskURI"]),
+    ("azureFile", "azureFile", &["secretName", "shareName"]),
+    ("cephfs", "cephfs", &["monitors"]),
+    ("cinder", "cinder", &["volumeID"]),
+    ("flexVolume", "flexVolume", &["driver"]),
+    ("gcePersistentDisk", "persistentDisk", &["pdName"]),
+    ("gitRepo", "gitRepo", &["repository"]),
+    ("glusterfs", "glusterfs", &["endpoints", "path"]),
+    ("iscsi", "iscsi", &["targetPortal", "iqn"]),
+    ("photonPersistentDisk", "photonPersistentDisk", &["pdID"]),
+    ("portworxVolume", "portworxVolume", &["volumeID"]),
+    ("rbd", "rbd", &["monitors", "image"]),
+    ("vsphereVolume", "vsphereVolume", &["volumePath"]),
+];
+
+/// Reports what is missing from one of the older kinds of volume.
+pub fn required_fields(kind: &str, source: &Value, path: &Path, errors: &mut ErrorList) {
+    let Some((_, shown, fields)) = REQUIRED.iter().find(|(k, _, _)| *k == kind) else { return };
+    let renamed = Path::new(&path.as_str().replace(kind, shown));
+    for field in *fields {
+        crate::validate::required(source, field, &renamed, errors);
     }
 }
 
