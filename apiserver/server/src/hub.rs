@@ -5,8 +5,8 @@
 //! relist, and that is turned into the changes it amounts to.
 //! Order: changes are applied to their caches first, then the revision is published, so no waiter reads too early.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +25,8 @@ use crate::cache::Cache;
 
 /// Where everything of ours is.
 pub const ROOT: &str = "/registry/";
+/// Unique values (cluster IPs, node ports) that objects hold.
+pub const CLAIMS: &str = "/registry/keelson/";
 /// Keys fetched at once while listing.
 const PAGE: i64 = 500;
 /// How long a silent stream is trusted before it is asked for progress.
@@ -36,6 +38,8 @@ const GIVE_UP: Duration = Duration::from_secs(15);
 pub struct Hub {
     etcd: Arc<dyn Etcd>,
     caches: HashMap<String, Arc<Cache>>,
+    /// Keys of `CLAIMS` that are taken.
+    claims: RwLock<BTreeSet<String>>,
     revision: watch::Sender<i64>,
     ask: Notify,
 }
@@ -62,12 +66,25 @@ impl Hub {
     pub fn new(etcd: Arc<dyn Etcd>) -> Arc<Hub> {
         let dirs = RESOURCES.iter().filter_map(|r| r.storage.clone());
         let caches = dirs.map(|dir| (dir.clone(), Arc::new(Cache::new(&dir)))).collect();
-        Arc::new(Hub { etcd, caches, revision: watch::Sender::new(0), ask: Notify::new() })
+        let claims = RwLock::new(BTreeSet::new());
+        Arc::new(Hub { etcd, caches, claims, revision: watch::Sender::new(0), ask: Notify::new() })
     }
 
     /// The cache of a directory (`Resource::storage`).
     pub fn cache(&self, dir: &str) -> Option<&Arc<Cache>> {
         self.caches.get(dir)
+    }
+
+    /// Whether a claim is taken, as far as this server has heard.
+    pub fn claimed(&self, key: &str) -> bool {
+        self.claims.read().unwrap_or_else(PoisonError::into_inner).contains(key)
+    }
+
+    fn claim(&self, key: &str, taken: bool) {
+        if key.starts_with(CLAIMS) {
+            let mut claims = self.claims.write().unwrap_or_else(PoisonError::into_inner);
+            let _ = if taken { claims.insert(key.to_owned()) } else { claims.remove(key) };
+        }
     }
 
     /// Every cache, in no order.
@@ -156,6 +173,7 @@ impl Hub {
     async fn list(&self, stop: &CancellationToken) -> Result<i64, tonic::Status> {
         let first = !self.ready();
         let mut held: HashMap<&str, BTreeMap<Box<str>, i64>> = HashMap::new();
+        self.claims.write().unwrap_or_else(PoisonError::into_inner).clear();
         if !first {
             held = self.caches.iter().map(|(dir, cache)| (dir.as_str(), cache.revisions())).collect();
         }
@@ -177,6 +195,7 @@ impl Hub {
             }
             for kv in &page.kvs {
                 let Ok(key) = std::str::from_utf8(&kv.key) else { continue };
+                self.claim(key, true);
                 let Some((cache, below)) = self.place(key) else { continue };
                 if first {
                     cache.load(below, &kv.value, kv.mod_revision);
@@ -290,6 +309,7 @@ impl Hub {
                 continue;
             }
             let Ok(key) = std::str::from_utf8(&kv.key) else { continue };
+            self.claim(key, event.r#type() == EventType::Put);
             let Some((cache, below)) = self.place(key) else { continue };
             if event.r#type() == EventType::Delete {
                 cache.remove(below, kv.mod_revision);
