@@ -142,12 +142,9 @@ impl Cache {
         self.read().objects.get(key).cloned()
     }
 
-    pub fn len(&self) -> usize {
+    /// How many objects it holds.
+    pub fn count(&self) -> usize {
         self.read().objects.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Objects whose key begins with `prefix` and is at least `start`, in key order, with the revision they are of.

@@ -47,7 +47,8 @@ fn hash(bytes: &[u8]) -> String {
 #[derive(Default)]
 pub struct Documents {
     kept: Mutex<BTreeMap<String, Document>>,
-    started: OnceLock<jiff::Timestamp>,
+    /// Names the edition of everything that is made from the tables.
+    edition: OnceLock<String>,
 }
 
 impl Documents {
@@ -63,8 +64,8 @@ impl Documents {
         Some(document)
     }
 
-    fn started(&self) -> jiff::Timestamp {
-        *self.started.get_or_init(jiff::Timestamp::now)
+    fn edition(&self) -> &str {
+        self.edition.get_or_init(|| hash(format!("{GIT_VERSION} {} {:?}", env!("CARGO_PKG_VERSION"), *RESOURCES).as_bytes()))
     }
 }
 
@@ -251,9 +252,7 @@ fn openapi_v2(server: &Server, headers: &HeaderMap) -> Response {
 
 /// The edition of an OpenAPI document: it changes with the binary, so the index needs not build any.
 fn openapi_hash(server: &Server, group: &str, version: &str) -> String {
-    let started = server.documents.started().as_second();
-    let build = if cfg!(debug_assertions) { started } else { 0 };
-    hash(format!("{GIT_VERSION} {} {group}/{version} {build}", env!("CARGO_PKG_VERSION")).as_bytes())
+    hash(format!("{} {group}/{version}", server.documents.edition()).as_bytes())
 }
 
 fn openapi_index(server: &Server) -> Response {
@@ -316,7 +315,7 @@ async fn metrics(server: &Arc<Server>) -> Response {
         let mut out: Vec<_> = server
             .hub
             .caches()
-            .filter_map(|cache| cache.resources.first().map(|r| (r.group_resource(), cache.len())))
+            .filter_map(|cache| cache.resources.first().map(|r| (r.group_resource(), cache.count())))
             .collect();
         out.sort();
         out

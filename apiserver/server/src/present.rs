@@ -62,7 +62,8 @@ pub fn object(resource: &Resource, headers: &HeaderMap, query: &Query, code: u16
     let accept = Accept::negotiate(headers, false)?;
     match accept.form {
         Form::Table => {
-            let table = table::table(resource, &[object], now(), query.get("includeObject"), true);
+            let metadata = serde_json::json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+            let table = table::table(resource, &[object], metadata, now(), include(query)?, true);
             value(&accept, code, &table)
         }
         Form::Partial | Form::PartialList => value(&accept, code, &object::partial(object)),
@@ -82,8 +83,16 @@ pub fn stored(resource: &Resource, headers: &HeaderMap, query: &Query, found: &O
     object(resource, headers, query, 200, &tree(resource, found))
 }
 
-/// The head of a list up to and including `"items":[`.
-fn list_head(kind: &str, api_version: &str, meta: &ListMeta) -> String {
+/// `includeObject`.
+///
+/// # Errors
+/// 400 for a value that is none.
+pub fn include(query: &Query) -> Result<table::Include, Status> {
+    let text = query.get("includeObject");
+    table::Include::parse(text).ok_or_else(|| Status::bad_request(format!("unrecognized includeObject value: {text:?}")))
+}
+
+fn list_metadata(meta: &ListMeta) -> Value {
     let mut metadata = serde_json::json!({"resourceVersion": meta.revision.to_string()});
     if !meta.continue_token.is_empty() {
         metadata["continue"] = Value::String(meta.continue_token.clone());
@@ -91,6 +100,12 @@ fn list_head(kind: &str, api_version: &str, meta: &ListMeta) -> String {
     if let Some(remaining) = meta.remaining {
         metadata["remainingItemCount"] = remaining.into();
     }
+    metadata
+}
+
+/// The head of a list up to and including `"items":[`.
+fn list_head(kind: &str, api_version: &str, meta: &ListMeta) -> String {
+    let metadata = list_metadata(meta);
     format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[")
 }
 
@@ -108,14 +123,7 @@ pub fn list(
     if accept.form == Form::Table {
         let values: Vec<Value> = objects.iter().map(|o| tree(resource, o)).collect();
         let values: Vec<&Value> = values.iter().collect();
-        let mut table = table::table(resource, &values, now(), query.get("includeObject"), true);
-        table["metadata"] = serde_json::json!({"resourceVersion": meta.revision.to_string()});
-        if !meta.continue_token.is_empty() {
-            table["metadata"]["continue"] = meta.continue_token.clone().into();
-        }
-        if let Some(remaining) = meta.remaining {
-            table["metadata"]["remainingItemCount"] = remaining.into();
-        }
+        let table = table::table(resource, &values, list_metadata(meta), now(), include(query)?, true);
         let size_known = encode(accept, &table)?;
         let gzip = accept.gzip && size_known.len() >= respond::GZIP_FROM;
         return Ok(respond::pieces(accept.content_type, gzip, std::iter::once(size_known)));

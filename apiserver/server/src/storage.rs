@@ -34,8 +34,8 @@ const LEASE_REUSE: Duration = Duration::from_secs(60);
 pub enum Written {
     /// It is stored; its revision.
     Done(i64),
-    /// Not stored: the key is at another revision. What is there now.
-    Changed(Option<KeyValue>),
+    /// Not stored: the key is at another revision.
+    Changed,
     /// Not stored: a claimed key is taken.
     Taken,
 }
@@ -246,7 +246,7 @@ impl Storage {
             }
         }
         let at = current.as_ref().map_or(0, |kv| kv.mod_revision);
-        if at == write.revision { Written::Taken } else { Written::Changed(current) }
+        if at == write.revision { Written::Taken } else { Written::Changed }
     }
 
     /// A lease of at least `ttl` seconds, shared by everything written in the same minute.

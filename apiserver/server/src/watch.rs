@@ -37,7 +37,7 @@ struct Watch {
     selection: Selection,
     prefix: String,
     form: Form,
-    include: String,
+    include: table::Include,
     first_table: bool,
     /// Objects to send as they are before anything else.
     initial: VecDeque<Arc<Object>>,
@@ -106,7 +106,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
         selection,
         prefix,
         form: accept.form,
-        include: query.get("includeObject").to_owned(),
+        include: present::include(query)?,
         first_table: true,
         initial: start.initial,
         initial_end: start.initial_end,
@@ -300,9 +300,8 @@ impl Watch {
             Form::Partial | Form::PartialList => object::partial(&value),
             Form::Table => {
                 let columns = std::mem::take(&mut self.first_table);
-                let mut table = table::table(self.resource, &[&value], jiff::Timestamp::now(), &self.include, columns);
-                table["metadata"] = json!({"resourceVersion": object.revision.to_string()});
-                table
+                let metadata = json!({"resourceVersion": object.revision.to_string()});
+                table::table(self.resource, &[&value], metadata, jiff::Timestamp::now(), self.include, columns)
             }
         };
         write_event(out, kind, shown.to_string().as_bytes());

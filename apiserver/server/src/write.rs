@@ -118,7 +118,7 @@ impl<'a> Place<'a> {
             let write = Write { key: &key, revision, value, claims: &claims, lease: 0 };
             match store(server, self.resource, write, self.deadline).await? {
                 Written::Done(revision) => return Ok((answer, revision)),
-                Written::Changed(_) | Written::Taken => fresh = true,
+                Written::Changed | Written::Taken => fresh = true,
             }
         }
         Err(Status::stale(self.resource, self.name))
@@ -238,10 +238,10 @@ pub async fn create_object(place: &Place<'_>, object: Value, options: &WriteOpti
         let write = Write { key: &key, revision: 0, value, claims: &outcome.claims, lease: 0 };
         match store(server, resource, write, place.deadline).await? {
             Written::Done(revision) => return Ok((outcome, revision)),
-            Written::Changed(_) if !generated || attempt >= ATTEMPTS => {
+            Written::Changed if !generated || attempt >= ATTEMPTS => {
                 return Err(Status::already_exists(resource, &name));
             }
-            Written::Changed(_) => {}
+            Written::Changed => {}
             Written::Taken if attempt >= ATTEMPTS * 4 => {
                 return Err(Status::server_timeout(resource, "no free address or port could be claimed; try again", 1));
             }
