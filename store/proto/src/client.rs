@@ -242,45 +242,73 @@ impl Etcd for Remote {
         unary!(self, ClusterClient, member_list, r, read_again)
     }
 
+    /// Answers at once: the stream is opened with the first request, because etcd sends its headers only after that.
+    /// A stream that cannot be opened answers with the error.
     async fn watch(&self) -> Result<WatchStream, Status> {
-        let mut last = Status::unavailable("no etcd endpoint answered");
-        for (position, channel) in self.order() {
-            let (requests, outgoing) = mpsc::channel(WATCH_REQUESTS);
-            let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
-            match client.watch(ReceiverStream::new(outgoing)).await {
-                Ok(response) => {
-                    self.prefer(position);
-                    return Ok((requests, pump(response.into_inner())));
-                }
-                Err(status) if read_again(&status) => last = status,
-                Err(status) => return Err(status),
-            }
-        }
-        Err(last)
+        let (requests, outgoing) = mpsc::channel(WATCH_REQUESTS);
+        let (answers, receiver) = mpsc::channel(WATCH_RESPONSES);
+        tokio::spawn(self.clone().carry_watch(outgoing, answers));
+        Ok((requests, receiver))
     }
 }
 
-/// Moves answers from the wire into a bounded channel until either side ends.
-fn pump(mut stream: tonic::Streaming<WatchResponse>) -> mpsc::Receiver<Result<WatchResponse, Status>> {
-    let (answers, receiver) = mpsc::channel(WATCH_RESPONSES);
-    tokio::spawn(async move {
-        loop {
-            let item = tokio::select! {
-                biased;
-                () = answers.closed() => return,
-                item = stream.message() => item,
-            };
-            let (item, end) = match item {
-                Ok(Some(response)) => (Ok(response), false),
-                Ok(None) => return,
-                Err(status) => (Err(status), true),
-            };
-            if answers.send(item).await.is_err() || end {
+type Answers = mpsc::Sender<Result<WatchResponse, Status>>;
+
+impl Remote {
+    /// Opens a watch stream on the first endpoint that takes it and moves messages both ways until either side ends.
+    async fn carry_watch(self, mut outgoing: mpsc::Receiver<WatchRequest>, answers: Answers) {
+        let Some(first) = outgoing.recv().await else { return };
+        let mut last = Status::unavailable("no etcd endpoint answered");
+        for (position, channel) in self.order() {
+            let (onward, wire) = mpsc::channel(WATCH_REQUESTS);
+            if onward.try_send(first.clone()).is_err() {
                 return;
             }
+            let mut client = WatchClient::new(channel).max_decoding_message_size(usize::MAX);
+            match client.watch(ReceiverStream::new(wire)).await {
+                Ok(response) => {
+                    self.prefer(position);
+                    return pump(outgoing, onward, response.into_inner(), answers).await;
+                }
+                Err(status) => last = status,
+            }
+            if !read_again(&last) {
+                break;
+            }
         }
-    });
-    receiver
+        // Nobody listening any more is no error.
+        let _ = answers.send(Err(last)).await;
+    }
+}
+
+/// Moves requests and answers through bounded channels until either side ends.
+async fn pump(
+    mut outgoing: mpsc::Receiver<WatchRequest>,
+    onward: mpsc::Sender<WatchRequest>,
+    mut stream: tonic::Streaming<WatchResponse>,
+    answers: Answers,
+) {
+    loop {
+        let item = tokio::select! {
+            () = answers.closed() => return,
+            request = outgoing.recv() => {
+                let Some(request) = request else { return };
+                if onward.send(request).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            item = stream.message() => item,
+        };
+        let (item, end) = match item {
+            Ok(Some(response)) => (Ok(response), false),
+            Ok(None) => return,
+            Err(status) => (Err(status), true),
+        };
+        if answers.send(item).await.is_err() || end {
+            return;
+        }
+    }
 }
 
 #[cfg(test)]
