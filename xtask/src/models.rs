@@ -21,10 +21,21 @@ pub fn loom(arguments: &[String]) -> Result<(), Failure> {
     step("loom", &mut command)
 }
 
-/// `cargo xtask sim`: `--seed N` replays one run, `--seeds N` tries that many fresh ones.
+/// A cargo call that builds the simulation so that it replays: tokio's own randomness can be seeded only under
+/// `tokio_unstable`, which wants a target folder of its own.
+fn simulation(verb: &str) -> std::process::Command {
+    let mut command = cargo(&[verb, "--quiet", "--package", "keelson-sim"]);
+    command.env("RUSTFLAGS", "--cfg tokio_unstable").env("CARGO_TARGET_DIR", target_directory().join("sim"));
+    command
+}
+
+/// `cargo xtask sim`: `--seed N` replays one run, `--seeds N` tries that many.
 pub fn sim(arguments: &[String]) -> Result<(), Failure> {
     setup::for_build()?;
-    let mut command = cargo(&["run", "--quiet", "--package", "keelson-sim", "--"]);
-    command.args(arguments);
-    step("sim", &mut command)
+    step("sim", simulation("run").arg("--").args(arguments))
+}
+
+/// The simulation's tests: pinned seeds, fresh seeds, the same seed twice.
+pub fn sim_tests() -> Result<(), Failure> {
+    step("simulation tests", &mut simulation("test"))
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::shell::{Failure, cargo, step, target_directory};
 use crate::{models, setup};
 
-const SUITES: &[&str] = &["tidy", "unit", "loom", "etcd", "kubernetes"];
+const SUITES: &[&str] = &["tidy", "unit", "loom", "sim", "etcd", "kubernetes"];
 
 /// The packages whose tests start real processes; they run one after another, after the others.
 const END_TO_END: &[&str] = &["keelson-etcd-tests", "keelson-kubernetes-tests"];
@@ -25,6 +25,7 @@ pub fn test(arguments: &[String]) -> Result<(), Failure> {
             "tidy" => tidy(&[])?,
             "unit" => unit()?,
             "loom" => models::loom(&[])?,
+            "sim" => models::sim_tests()?,
             "etcd" => end_to_end("keelson-etcd-tests")?,
             _ => end_to_end("keelson-kubernetes-tests")?,
         }
@@ -33,13 +34,13 @@ pub fn test(arguments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Unit tests, property tests, models and simulation of the whole workspace.
+/// Unit tests, property tests and models of the whole workspace.
 fn unit() -> Result<(), Failure> {
     let mut command = cargo(&["test", "--workspace"]);
-    for package in END_TO_END {
+    for package in END_TO_END.iter().chain(&["keelson-sim"]) {
         command.args(["--exclude", package]);
     }
-    step("unit, property, model and simulation tests", &mut command)
+    step("unit, property and model tests", &mut command)
 }
 
 /// One package of tests against the binary, whose path it finds in KEELSON_BIN.

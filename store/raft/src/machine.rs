@@ -146,6 +146,11 @@ impl<B: Backend> StateMachine<B> {
         self.shared.clone()
     }
 
+    /// The entry the stored state ends at.
+    pub fn last_applied(&self) -> Option<LogId> {
+        self.last_applied
+    }
+
     fn apply_entry(&mut self, entry: Entry) -> io::Result<Applied> {
         let index = entry.log_id.index;
         let mut guarded = self.shared.state.write().expect("no panic while the state is locked");

@@ -119,10 +119,10 @@ where
         // Whoever gave up must not be surprised by a late write.
         batch.retain(|job| !job.answer.is_closed());
         let replica = replica.clone();
-        tokio::spawn(async move {
+        drop(R::spawn(async move {
             launch(&replica, batch).await;
             drop(permit);
-        });
+        }));
     }
 }
 

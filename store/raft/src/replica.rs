@@ -90,10 +90,14 @@ where
         transport: Arc<T>,
         listener: Arc<dyn Listener>,
     ) -> Result<Arc<Replica<R, B, T>>, ReplicaError> {
-        let raft_config = config.raft.validate().map_err(|error| ReplicaError::Config(error.to_string()))?;
+        // A leader that resumes its term after a restart knows its first entry, but not how far it had committed: its
+        // read index could lie before an acknowledged write (found by the simulator). It must be elected again.
+        let raft_config = openraft::Config { enable_leader_restore: Some(false), ..config.raft };
+        let raft_config = raft_config.validate().map_err(|error| ReplicaError::Config(error.to_string()))?;
         let election = Duration::from_millis(raft_config.election_timeout_max);
         let machine = StateMachine::open(backend, listener)?;
         let shared = machine.shared();
+        log.settle(machine.last_applied()).map_err(|error| ReplicaError::Raft(error.to_string()))?;
         let network = Network::<T, B, R>::new(config.id, transport.clone());
         let raft = Raft::<R, B>::new(config.id, Arc::new(raft_config), network, log, machine)
             .await
@@ -120,13 +124,13 @@ where
     /// Runs a task until `stop`.
     fn task(&self, work: impl Future<Output = ()> + Send + 'static) {
         let mut stopping = self.stopping.subscribe();
-        tokio::spawn(async move {
+        drop(R::spawn(async move {
             tokio::select! {
                 biased;
                 _ = stopping.wait_for(|stopping| *stopping) => {}
                 () = work => {}
             }
-        });
+        }));
     }
 
     /// Forms a new group of these members. Exactly one of them is asked to.

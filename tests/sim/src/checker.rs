@@ -46,7 +46,10 @@ fn acknowledged_writes_are_in_the_log(history: &[Operation], log: &Log) -> Resul
         if let Operation::Write { key, value, revision: Some(revision), .. } = operation
             && log.get(revision) != Some(&(*key, *value))
         {
-            return violation("S25", format!("{operation:?} was acknowledged, the log has {:?} there", log.get(revision)));
+            return violation(
+                "S25",
+                format!("{operation:?} was acknowledged, the log has {:?} there", log.get(revision)),
+            );
         }
     }
     Ok(())
@@ -62,7 +65,10 @@ fn log_holds_only_what_was_asked(history: &[Operation], log: &Log) -> Result<(),
             |operation| matches!(operation, Operation::Write { key: k, value: v, .. } if (*k, *v) == (key, value)),
         );
         if !asked || count > 1 {
-            return violation("S6", format!("key {key} = {value} stands {count} times in the log, asked for: {asked}"));
+            return violation(
+                "S6",
+                format!("key {key} = {value} stands {count} times in the log, asked for: {asked}"),
+            );
         }
     }
     Ok(())
@@ -70,7 +76,8 @@ fn log_holds_only_what_was_asked(history: &[Operation], log: &Log) -> Result<(),
 
 /// What returned before another began has a revision no later: strictly earlier when the later one is a write.
 fn revisions_respect_real_time(history: &[Operation]) -> Result<(), Violation> {
-    let mut by_invocation: Vec<(Time, Time, i64, bool, &Operation)> = history.iter().filter_map(timed).collect();
+    let mut by_invocation: Vec<(Time, Time, i64, bool, &Operation)> =
+        history.iter().filter_map(timed).collect();
     by_invocation.sort_by_key(|(invoked, ..)| *invoked);
     let mut by_return = by_invocation.clone();
     by_return.sort_by_key(|(_, returned, ..)| *returned);
@@ -84,7 +91,10 @@ fn revisions_respect_real_time(history: &[Operation]) -> Result<(), Violation> {
         }
         let Some((seen, earlier)) = latest else { continue };
         if revision < seen || (writes && revision == seen) {
-            return violation("S7", format!("{operation:?} began after {earlier:?} had returned, yet is older"));
+            return violation(
+                "S7",
+                format!("{operation:?} began after {earlier:?} had returned, yet is older"),
+            );
         }
     }
     Ok(())
@@ -96,14 +106,17 @@ fn timed(operation: &Operation) -> Option<(Time, Time, i64, bool, &Operation)> {
             Some((*invoked, *returned, *revision, true, operation))
         }
         Operation::Write { .. } => None,
-        Operation::Read { invoked, returned, revision, .. } => Some((*invoked, *returned, *revision, false, operation)),
+        Operation::Read { invoked, returned, revision, .. } => {
+            Some((*invoked, *returned, *revision, false, operation))
+        }
     }
 }
 
 fn reads_show_their_revision(history: &[Operation], log: &Log) -> Result<(), Violation> {
     for operation in history {
         let Operation::Read { key, value, revision, .. } = operation else { continue };
-        let expected = log.range(..=*revision).rev().find(|(_, (k, _))| k == key).map(|(_, (_, value))| *value);
+        let expected =
+            log.range(..=*revision).rev().find(|(_, (k, _))| k == key).map(|(_, (_, value))| *value);
         if expected != *value {
             return violation("S8", format!("{operation:?} should have seen {expected:?}"));
         }
@@ -130,7 +143,12 @@ mod tests {
 
     #[test]
     fn a_sound_history_passes() {
-        let history = [write(10, 0, 5, Some(2)), write(11, 6, 9, None), read(Some(11), 10, 12, 3), write(12, 7, 30, Some(4))];
+        let history = [
+            write(10, 0, 5, Some(2)),
+            write(11, 6, 9, None),
+            read(Some(11), 10, 12, 3),
+            write(12, 7, 30, Some(4)),
+        ];
         assert_eq!(property(&history, &[(2, 10), (3, 11), (4, 12)]), None);
     }
 

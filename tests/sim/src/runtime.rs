@@ -1,8 +1,9 @@
 //! openraft's runtime, made deterministic: one thread, virtual time, seeded randomness.
 //!
 //! tokio's current-thread scheduler is a queue, its paused clock jumps to the next timer when nothing is ready, and
-//! openraft 0.10 selects in argument order; what is left is randomness, which `DeterministicRng` derives from the
-//! seed along the tree of spawned tasks.
+//! openraft 0.10 selects in argument order; what is left is randomness. openraft's comes from the seed along the tree
+//! of spawned tasks (`DeterministicRng`). tokio's own (which waiter of a watch channel wakes first) can be seeded only
+//! under `--cfg tokio_unstable`: without it a run is a sound test but does not replay, so `cargo xtask sim` sets it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -47,11 +48,17 @@ impl AsyncRuntime for SingleThread {
         TokioRuntime::sleep_until(deadline)
     }
 
-    fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
+    fn timeout<R, F: Future<Output = R> + OptionalSend>(
+        duration: Duration,
+        future: F,
+    ) -> Self::Timeout<R, F> {
         TokioRuntime::timeout(duration, future)
     }
 
-    fn timeout_at<R, F: Future<Output = R> + OptionalSend>(deadline: Self::Instant, future: F) -> Self::Timeout<R, F> {
+    fn timeout_at<R, F: Future<Output = R> + OptionalSend>(
+        deadline: Self::Instant,
+        future: F,
+    ) -> Self::Timeout<R, F> {
         TokioRuntime::timeout_at(deadline, future)
     }
 
@@ -66,7 +73,11 @@ impl AsyncRuntime for SingleThread {
 
     fn new(_threads: usize) -> Self {
         let mut builder = tokio::runtime::Builder::new_current_thread();
-        SingleThread(builder.enable_time().start_paused(true).build().expect("a runtime without IO needs nothing"))
+        #[cfg(tokio_unstable)]
+        builder.rng_seed(tokio::runtime::RngSeed::from_bytes(b"keelson"));
+        SingleThread(
+            builder.enable_time().start_paused(true).build().expect("a runtime without IO needs nothing"),
+        )
     }
 
     fn block_on<F, T>(&mut self, future: F) -> T

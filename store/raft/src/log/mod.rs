@@ -101,6 +101,15 @@ struct Inner {
     segments: VecDeque<Segment>,
     /// Of the newest segment, queued bytes included.
     length: u64,
+    /// A gap that only an installed snapshot explains, until `settle` has asked for it.
+    gap: Option<Gap>,
+}
+
+/// Entries follow that do not continue what was there.
+struct Gap {
+    file: String,
+    expected: u64,
+    found: u64,
 }
 
 /// The log, shared by its readers.
@@ -147,6 +156,7 @@ impl<D: Disk> SegmentLog<D> {
             cached_from: 0,
             segments: VecDeque::new(),
             length: 0,
+            gap: None,
         };
         let mut numbers: Vec<u64> = disk.list()?.iter().filter_map(|name| number(name)).collect();
         numbers.sort_unstable();
@@ -171,6 +181,25 @@ impl<D: Disk> SegmentLog<D> {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no panic while the log is locked")
+    }
+
+    /// Called once, before openraft starts, with the entry that the stored state ends at. After a snapshot from the
+    /// leader, openraft may append what follows it before it purges what the snapshot covers; a crash in between
+    /// leaves a gap that the state fills.
+    ///
+    /// # Errors
+    /// A gap that the state does not fill: a segment is missing.
+    pub fn settle(&self, applied: Option<LogId>) -> Result<(), LogError> {
+        let mut inner = self.lock();
+        let Some(gap) = inner.gap.take() else { return Ok(()) };
+        match applied.filter(|applied| applied.index + 1 >= gap.found) {
+            Some(applied) => {
+                inner.purge(applied);
+                self.write(&mut inner, &Record::Purge(applied), None);
+                Ok(())
+            }
+            None => Err(LogError::Gap { file: gap.file, expected: gap.expected, found: gap.found }),
+        }
     }
 
     /// Bytes of all payloads cached; a gauge.
@@ -318,7 +347,7 @@ impl Inner {
         self.segments.push_back(Segment { number: segment, last_index: 0 });
         for item in found {
             match item.record {
-                Record::Entry(entry) => self.replay(entry, &file, item.offset, item.length)?,
+                Record::Entry(entry) => self.replay(entry, &file, item.offset, item.length),
                 Record::Vote(vote) => self.vote = Some(vote),
                 Record::Truncate(last) => self.truncate(last),
                 Record::Purge(upto) => self.purge(upto),
@@ -328,20 +357,21 @@ impl Inner {
         Ok(())
     }
 
-    fn replay(&mut self, entry: Entry, file: &str, offset: u64, length: usize) -> Result<(), LogError> {
+    fn replay(&mut self, entry: Entry, file: &str, offset: u64, length: usize) {
         let found = entry.log_id.index;
         if let Some(expected) = self.next_index()
             && found != expected
         {
             // Entries of a segment that outlived its purged neighbours may lie before the purge point.
             if self.purged.is_some_and(|purged| found <= purged.index) {
-                return Ok(());
+                return;
             }
-            return Err(LogError::Gap { file: file.to_owned(), expected, found });
+            // What lies before the gap is covered by whatever explains the gap.
+            self.truncate(None);
+            self.gap = Some(Gap { file: file.to_owned(), expected, found });
         }
         let segment = self.segments.back().map_or(0, |segment| segment.number);
         self.push(entry, (segment, offset, length));
-        Ok(())
     }
 
     fn push(&mut self, entry: Entry, (segment, offset, length): (u64, u64, usize)) {
@@ -377,6 +407,7 @@ impl Inner {
             self.cached_from = self.cached_from.saturating_sub(1);
         }
         self.purged = Some(upto);
+        self.gap.take_if(|gap| upto.index + 1 >= gap.found);
     }
 
     /// Segments that hold nothing any more, oldest first; never the newest.

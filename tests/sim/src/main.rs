@@ -1,0 +1,80 @@
+//! `cargo xtask sim`: runs seeds; a failing one prints its violation, the end of its trace and how to replay it.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use keelson_sim::world;
+
+const USAGE: &str = "usage: cargo xtask sim [--seed N [--trace]] [--seeds COUNT] [--from N]";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let (mut from, mut count, mut trace) = (1, 20, false);
+    while let Some(word) = words.next() {
+        let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+        match (word.as_str(), ()) {
+            ("--trace", ()) => trace = true,
+            ("--seed", ()) => match number() {
+                Some(seed) => (from, count) = (seed, 1),
+                None => return usage(),
+            },
+            ("--seeds", ()) => match number() {
+                Some(seeds) => count = seeds,
+                None => return usage(),
+            },
+            ("--from", ()) => match number() {
+                Some(seed) => from = seed,
+                None => return usage(),
+            },
+            _ => return usage(),
+        }
+    }
+    run(from, count, trace)
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{USAGE}");
+    ExitCode::from(2)
+}
+
+fn run(from: u64, count: u64, trace: bool) -> ExitCode {
+    let started = Instant::now();
+    let mut simulated = Duration::ZERO;
+    for seed in from..from + count {
+        let report = match world::run(seed) {
+            Ok(report) => report,
+            Err((violation, report)) => {
+                for line in
+                    &report.trace[report.trace.len().saturating_sub(if trace { usize::MAX } else { 60 })..]
+                {
+                    println!("{line}");
+                }
+                println!(
+                    "seed {seed}: {} violated: {}\nreplay: cargo xtask sim --seed {seed} --trace",
+                    violation.property, violation.story
+                );
+                return ExitCode::FAILURE;
+            }
+        };
+        if trace {
+            println!("{}", report.trace.join("\n"));
+        }
+        simulated += report.virtual_time;
+        println!(
+            "seed {seed}: {} writes acknowledged, {} unknown, {} reads, {} crashes, {} cuts, {:.0} s",
+            report.acknowledged,
+            report.unknown,
+            report.reads,
+            report.crashes,
+            report.cuts,
+            report.virtual_time.as_secs_f32()
+        );
+    }
+    let wall = started.elapsed().as_secs_f64();
+    println!(
+        "{count} seeds, {:.0} simulated seconds in {wall:.1} s: {:.0} x real time",
+        simulated.as_secs_f64(),
+        simulated.as_secs_f64() / wall
+    );
+    ExitCode::SUCCESS
+}

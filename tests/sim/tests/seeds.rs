@@ -1,0 +1,76 @@
+//! The seeds of every push: the ones that once failed, fresh ones, and one run twice.
+
+use keelson_sim::world;
+
+/// Seeds that found something, with what it was; see docs/verification.md.
+const ONCE_FAILED: &[(u64, &str)] =
+    &[(2, "S7: a restarted leader resumed its term and answered reads before what it had acknowledged")];
+
+/// How many more seeds each push runs; `KEELSON_SIM_SEEDS` for more.
+const EACH_PUSH: u64 = 40;
+
+fn must_hold(seed: u64, why: &str) {
+    if let Err((violation, report)) = world::run(seed) {
+        let tail = &report.trace[report.trace.len().saturating_sub(40)..];
+        panic!(
+            "seed {seed} ({why}): {} violated: {}\n{}\nreplay: cargo xtask sim --seed {seed} --trace",
+            violation.property,
+            violation.story,
+            tail.join("\n")
+        );
+    }
+}
+
+#[test]
+fn seeds_that_once_failed_hold() {
+    for (seed, why) in ONCE_FAILED {
+        must_hold(*seed, why);
+    }
+}
+
+#[test]
+fn three_members_stay_linearizable_under_faults() {
+    let seeds =
+        std::env::var("KEELSON_SIM_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(EACH_PUSH);
+    for seed in 1_000..1_000 + seeds {
+        must_hold(seed, "fresh");
+    }
+}
+
+/// A run whose clients all failed would prove nothing.
+#[test]
+fn runs_reach_the_interesting_states() {
+    let reports: Vec<_> = (1..=10)
+        .map(|seed| world::run(seed).unwrap_or_else(|(violation, _)| panic!("seed {seed}: {violation:?}")))
+        .collect();
+    let sum = |value: fn(&world::Report) -> usize| reports.iter().map(value).sum::<usize>();
+    assert!(sum(|report| report.acknowledged) > 200, "too few writes were acknowledged");
+    assert!(sum(|report| report.reads) > 100, "too few reads were answered");
+    assert!(sum(|report| report.unknown) > 10, "no write's outcome was ever unknown");
+    assert!(sum(|report| report.crashes) > 10 && sum(|report| report.cuts) > 10, "too few faults");
+    let restored = reports
+        .iter()
+        .flat_map(|report| &report.trace)
+        .filter(|line| line.contains("restored") && !line.contains("restored 0 "))
+        .count();
+    assert!(restored > 0, "no snapshot was ever installed or restored");
+}
+
+/// One seed is one run: the same trace, line by line.
+#[cfg(tokio_unstable)]
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 1..=10 {
+        let trace = |()| world::run(seed).map_or_else(|(_, report)| report.trace, |report| report.trace);
+        let (first, second) = (trace(()), trace(()));
+        let differs = first.iter().zip(&second).position(|(a, b)| a != b);
+        assert_eq!(
+            differs,
+            None,
+            "seed {seed}: {:?} then {:?}",
+            differs.map(|at| &first[at]),
+            differs.map(|at| &second[at])
+        );
+        assert_eq!(first.len(), second.len(), "seed {seed}");
+    }
+}
