@@ -1,4 +1,6 @@
-//! The seeds of every push: the ones that once failed, fresh ones, and one run twice.
+//! The seeds of every push: the ones that once failed, fresh ones, and one run twice. Run by `cargo xtask test` (or
+//! `sim`) under `--cfg tokio_unstable`, without which a run would not replay.
+#![cfg(tokio_unstable)]
 
 use keelson_sim::world;
 
@@ -57,7 +59,6 @@ fn runs_reach_the_interesting_states() {
 }
 
 /// One seed is one run: the same trace, line by line.
-#[cfg(tokio_unstable)]
 #[test]
 fn a_seed_replays_exactly() {
     for seed in 1..=10 {
