@@ -21,12 +21,15 @@ pub enum Cf {
     Lease,
     /// (lease id, user key) -> nothing
     LeaseKey,
+    /// (level, first key) -> how many keys lie below: see `counts`
+    Count,
     /// a few named records: head, members, alarms, scrub progress
     Meta,
 }
 
 impl Cf {
-    pub const ALL: [Cf; 6] = [Cf::Current, Cf::History, Cf::KeyHistory, Cf::Lease, Cf::LeaseKey, Cf::Meta];
+    pub const ALL: [Cf; 7] =
+        [Cf::Current, Cf::History, Cf::KeyHistory, Cf::Lease, Cf::LeaseKey, Cf::Count, Cf::Meta];
 
     /// The name the shell gives the column family.
     pub const fn name(self) -> &'static str {
@@ -36,6 +39,7 @@ impl Cf {
             Cf::KeyHistory => "key_history",
             Cf::Lease => "lease",
             Cf::LeaseKey => "lease_key",
+            Cf::Count => "count",
             Cf::Meta => "meta",
         }
     }

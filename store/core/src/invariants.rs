@@ -32,6 +32,7 @@ pub const ALL: &[Invariant] = &[
         holds: no_change_is_newer_than_the_revision,
     },
     Invariant { id: "S8", name: "current is the newest of history", holds: current_is_the_newest_of_history },
+    Invariant { id: "S8", name: "counts are exact", holds: counts_are_exact },
     Invariant { id: "S20", name: "attached keys name their lease", holds: attached_keys_name_their_lease },
     Invariant { id: "S21", name: "history and index agree", holds: history_and_index_agree },
 ];
@@ -94,6 +95,11 @@ pub fn current_is_the_newest_of_history(_: &State, read: &dyn Read) -> bool {
         }
     });
     same && seen == newest.len()
+}
+
+/// S8: a count without a walk is what a walk would count.
+pub fn counts_are_exact(_: &State, read: &dyn Read) -> bool {
+    crate::counts::are_exact(read)
 }
 
 /// S20: a key names a lease exactly when that lease exists and lists the key.

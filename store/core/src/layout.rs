@@ -7,6 +7,7 @@
 //! | KeyHistory | escaped user key, main (8), sub (4) | kind |
 //! | Lease | id (8) | TTL in s, expiry in ms of lease time |
 //! | LeaseKey | id (8), user key | empty |
+//! | Count | level (1), first key | keys, children |
 //! | Meta | name | postcard |
 //!
 //! Fixed-size numbers are big-endian, so byte order is number order (lease ids have their sign bit flipped). Numbers in
@@ -298,6 +299,18 @@ pub(crate) fn encode_lease(ttl: i64, expiry: u64) -> Bytes {
 pub(crate) fn decode_lease_record(record: &[u8]) -> (i64, u64) {
     let mut reader = Reader { rest: record };
     (reader.signed(), reader.number())
+}
+
+pub(crate) fn encode_pair(first: u64, second: u64) -> Bytes {
+    let mut out = BytesMut::with_capacity(8);
+    put_number(&mut out, first);
+    put_number(&mut out, second);
+    out.freeze()
+}
+
+pub(crate) fn decode_pair(record: &[u8]) -> (u64, u64) {
+    let mut reader = Reader { rest: record };
+    (reader.number(), reader.number())
 }
 
 #[cfg(test)]

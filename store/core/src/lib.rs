@@ -18,6 +18,7 @@ pub mod backend;
 pub mod check;
 pub mod command;
 pub mod compact;
+mod counts;
 pub mod error;
 pub mod hash;
 pub mod invariants;

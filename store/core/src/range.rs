@@ -1,15 +1,19 @@
 //! Reads: Range at the current or an old revision, with etcd's order of fetching, filtering, sorting and cutting.
 //!
 //! A read now scans `Current`; a read at an old revision walks the versions in `KeyHistory` and fetches only the values
-//! it returns from `History`. `count` is of the whole range, so the walk continues, without values, past the limit.
+//! it returns from `History`. `count` is of the whole range: a walk goes on a little past the limit, and if the end is
+//! not in sight, the rest is counted by `counts` (for an old revision: now, less what was created and plus what was
+//! deleted since).
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
 
 use crate::backend::{Cf, Read};
 use crate::command::{RangeRequest, SortOrder, SortTarget};
+use crate::counts;
 use crate::error::Error;
 use crate::layout::{self, CurrentRef, Kind, Revision};
 use crate::response::{KeyValue, RangeResponse};
@@ -52,7 +56,15 @@ pub(crate) struct View<'a> {
     /// The newest revision visible; inside a transaction that has written, its own.
     pub revision: i64,
     pub compact_revision: i64,
+    /// Keys walked past the limit before the rest is counted without a walk.
+    pub linger: usize,
 }
+
+/// About what counting costs, in keys walked.
+pub(crate) const LINGER: usize = 2 * counts::FANOUT as usize;
+
+/// Most changes looked at to count at an old revision; more, and the walk goes on instead.
+const MOST_CHANGES: usize = 4096;
 
 /// Answers a Range from a backend view that is at `state`'s applied index.
 /// Errors: revision compacted, or in the future.
@@ -69,7 +81,7 @@ pub fn range_at(
     request: &RangeRequest,
 ) -> Result<RangeResponse, Error> {
     check_revision(request.revision, revision, compact_revision)?;
-    Ok(View { read, revision, compact_revision }.range(request))
+    Ok(View { read, revision, compact_revision, linger: LINGER }.range(request))
 }
 
 /// Errors: `revision` is compacted or in the future (0 or less = now, always fine).
@@ -156,8 +168,13 @@ impl View<'_> {
     ) -> (Vec<KeyValue>, usize) {
         let mut kvs = Vec::new();
         let mut count = 0;
-        let to = to.map_or(Bound::Unbounded, Bound::Excluded);
-        self.read.scan(Cf::Current, Bound::Included(from), to, false, &mut |key, record| {
+        let mut ended = true;
+        let until = to.map_or(Bound::Unbounded, Bound::Excluded);
+        self.read.scan(Cf::Current, Bound::Included(from), until, false, &mut |key, record| {
+            if count >= most.saturating_add(self.linger) {
+                ended = false;
+                return ControlFlow::Break(());
+            }
             count += 1;
             if kvs.len() < most {
                 let current = CurrentRef::decode(record);
@@ -166,6 +183,9 @@ impl View<'_> {
             }
             ControlFlow::Continue(())
         });
+        if !ended {
+            count = counts::between(self.read, from, to) as usize;
+        }
         (kvs, count)
     }
 
@@ -177,26 +197,39 @@ impl View<'_> {
         most: usize,
         want: bool,
     ) -> (Vec<KeyValue>, usize) {
-        let mut found: Vec<Revision> = Vec::new();
-        let mut count = 0;
+        // Only a revision not long ago can be counted from now; else the walk must reach the end.
+        let mut counted = None;
+        let mut walk = self.walk_old(from, to, revision, most, most.saturating_add(self.linger));
+        if !walk.ended {
+            counted = self.count_old(from, to, revision);
+        }
+        if !walk.ended && counted.is_none() {
+            walk = self.walk_old(from, to, revision, most, usize::MAX);
+        }
+        let kvs = walk.found.into_iter().map(|at| {
+            let kv = history(self.read, at).1;
+            if want { kv } else { KeyValue { value: Bytes::new(), ..kv } }
+        });
+        (kvs.collect(), counted.unwrap_or(walk.count))
+    }
+
+    /// The first `most` keys there were at a revision, and how many, stopping after `give_up` of them.
+    fn walk_old(&self, from: &[u8], to: Option<&[u8]>, revision: i64, most: usize, give_up: usize) -> Walk {
+        let mut walk = Walk { found: Vec::new(), count: 0, ended: true };
         // The newest version seen so far of the key being walked.
         let mut key: Vec<u8> = Vec::new();
         let mut newest: Option<(Revision, Kind)> = None;
-        let mut finish = |newest: Option<(Revision, Kind)>| {
-            if let Some((at, Kind::Put)) = newest {
-                count += 1;
-                if found.len() < most {
-                    found.push(at);
-                }
-            }
-        };
         let from = layout::escape(from);
         let to = to.map(layout::escape);
         let to = to.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         self.read.scan(Cf::KeyHistory, Bound::Included(&from), to, false, &mut |stored, record| {
             let (escaped, at) = layout::split_key_history(stored);
             if escaped != key {
-                finish(newest.take());
+                walk.finish(newest.take(), most);
+                if walk.count >= give_up {
+                    walk.ended = false;
+                    return ControlFlow::Break(());
+                }
                 key.clear();
                 key.extend_from_slice(escaped);
             }
@@ -205,12 +238,54 @@ impl View<'_> {
             }
             ControlFlow::Continue(())
         });
-        finish(newest.take());
-        let kvs = found.into_iter().map(|at| {
-            let kv = history(self.read, at).1;
-            if want { kv } else { KeyValue { value: Bytes::new(), ..kv } }
+        walk.finish(newest.take(), most);
+        walk
+    }
+
+    /// How many keys there were at a revision, from how many there are and what changed since; `None` when much did.
+    fn count_old(&self, from: &[u8], to: Option<&[u8]>, revision: i64) -> Option<usize> {
+        let keys = KeyRange::Span(from, to);
+        let mut exists: BTreeMap<Bytes, bool> = BTreeMap::new();
+        let mut changes = 0;
+        let since = Revision { main: revision + 1, sub: 0 }.encode();
+        self.read.scan(Cf::History, Bound::Included(&since), Bound::Unbounded, false, &mut |_, record| {
+            changes += 1;
+            if changes > MOST_CHANGES {
+                return ControlFlow::Break(());
+            }
+            let (kind, key) = layout::history_key(record);
+            if keys.contains(key) {
+                exists.insert(Bytes::copy_from_slice(key), kind == Kind::Put);
+            }
+            ControlFlow::Continue(())
         });
-        (kvs.collect(), count)
+        if changes > MOST_CHANGES {
+            return None;
+        }
+        let then = Revision { main: revision, sub: u32::MAX };
+        let existed = |key: &Bytes| matches!(entry_at(self.read, key, then), Some((_, Kind::Put)));
+        let gone = exists.keys().filter(|key| existed(key)).count();
+        let come = exists.values().filter(|exists| **exists).count();
+        Some(counts::between(self.read, from, to) as usize + gone - come)
+    }
+}
+
+/// The outcome of walking key histories.
+struct Walk {
+    found: Vec<Revision>,
+    count: usize,
+    /// The end of the range was reached, so the count is whole.
+    ended: bool,
+}
+
+impl Walk {
+    fn finish(&mut self, newest: Option<(Revision, Kind)>, most: usize) {
+        if let Some((at, Kind::Put)) = newest {
+            self.count += 1;
+            if self.found.len() < most {
+                self.found.push(at);
+            }
+        }
     }
 }
 
@@ -270,4 +345,51 @@ fn sort(kvs: &mut [KeyValue], order: SortOrder, target: SortTarget) {
         }
     };
     kvs.sort_by(|a, b| if order == SortOrder::Descend { compare(b, a) } else { compare(a, b) });
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::backend::MemoryBackend;
+    use crate::command::{Batch, Command, DeleteRangeRequest, PutRequest};
+
+    fn command(key: u8, delete: bool) -> Command {
+        let key = Bytes::copy_from_slice(&[key]);
+        match delete {
+            false => Command::Put(PutRequest { key, ..PutRequest::default() }),
+            true => Command::DeleteRange(DeleteRangeRequest { key, ..DeleteRangeRequest::default() }),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn counting_without_a_walk_is_counting(
+            steps in prop::collection::vec((0..30u8, prop::bool::weighted(0.3)), 1..80),
+            span in (0..30u8, 0..32u8),
+            most in 0..6usize,
+        ) {
+            let (mut state, mut backend) = (State::default(), MemoryBackend::default());
+            for (index, (key, delete)) in steps.into_iter().enumerate() {
+                let batch = Batch { commands: vec![command(key, delete)], ..Batch::default() };
+                let effects = crate::apply(&mut state, &backend, index as u64 + 1, &batch);
+                backend.write(&effects.writes);
+            }
+            let view = |linger| View {
+                read: &backend,
+                revision: state.revision(),
+                compact_revision: state.compact_revision(),
+                linger,
+            };
+            let (from, to) = ([span.0], [span.1]);
+            for to in [None, Some(&to[..])] {
+                let keys = KeyRange::Span(&from, to);
+                for revision in 0..=state.revision() {
+                    let walked = view(usize::MAX).fetch(keys, revision, most, true);
+                    prop_assert_eq!(view(0).fetch(keys, revision, most, true), walked);
+                }
+            }
+        }
+    }
 }

@@ -14,9 +14,10 @@ use crate::command::{
     Compare, CompareResult, CompareTarget, DeleteRangeRequest, LeaseId, PutRequest, RangeRequest, RequestOp,
     TxnRequest,
 };
+use crate::counts;
 use crate::error::Error;
 use crate::layout::{self, Kind, Revision};
-use crate::range::{KeyRange, View, check_revision};
+use crate::range::{KeyRange, LINGER, View, check_revision};
 use crate::response::{
     DeleteRangeResponse, EventType, KeyValue, PutResponse, RangeResponse, ResponseOp, RevisionEvents,
     TxnResponse, WatchEvent,
@@ -35,7 +36,7 @@ fn branch(request: &TxnRequest, succeeded: bool) -> &[RequestOp] {
 }
 
 fn view<'a>(state: &State, read: &'a dyn Read) -> View<'a> {
-    View { read, revision: state.revision, compact_revision: state.compact_revision }
+    View { read, revision: state.revision, compact_revision: state.compact_revision, linger: LINGER }
 }
 
 impl Path {
@@ -220,6 +221,7 @@ impl<'b, 'a> WriteTxn<'b, 'a> {
             read: &self.applier.view,
             revision: self.revision(),
             compact_revision: self.applier.state.compact_revision,
+            linger: LINGER,
         }
     }
 
@@ -247,6 +249,9 @@ impl<'b, 'a> WriteTxn<'b, 'a> {
             }
         }
         view.put(Cf::Current, kv.key.clone(), layout::encode_current(&kv, at.sub));
+        if prev.is_none() {
+            counts::created(view, &kv.key, counts::FANOUT);
+        }
         view.put(Cf::History, Bytes::copy_from_slice(&at.encode()), layout::encode_history(Kind::Put, &kv));
         view.put(Cf::KeyHistory, layout::key_history(&kv.key, at), layout::encode_kind(Kind::Put));
         let prev_kv = prev.clone().filter(|_| request.prev_kv);
@@ -278,6 +283,7 @@ impl<'b, 'a> WriteTxn<'b, 'a> {
         let view = &mut self.applier.view;
         detach(view, prev.lease, &kv.key);
         view.delete(Cf::Current, kv.key.clone());
+        counts::deleted(view, &kv.key);
         view.put(
             Cf::History,
             Bytes::copy_from_slice(&at.encode()),
