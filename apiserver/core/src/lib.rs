@@ -30,6 +30,7 @@ pub mod node;
 pub mod openapi;
 pub mod patch;
 pub mod pod_actions;
+pub mod protobuf;
 pub mod rbac;
 pub mod resources;
 pub mod review;
@@ -42,7 +43,8 @@ pub mod write;
 
 pub use authz::{Attributes, Decision};
 pub use context::{
-    Claim, Context, DeleteOptions, Deletion, FieldValidation, Outcome, PatchType, Target, UserInfo, View, WriteOptions,
+    Claim, Context, DeleteOptions, Deletion, FieldValidation, Outcome, PatchType, Target, UserInfo, View,
+    WriteOptions,
 };
 pub use decode::decode;
 pub use delete::delete;

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
 };
 
 fn main() -> ExitCode {
@@ -26,7 +27,10 @@ fn main() -> ExitCode {
             }
         };
     }
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
     keelson_apiserver::main(args)
 }
 
@@ -59,13 +63,24 @@ fn pki(dir: &Path, port: &str) -> Result<()> {
     Ok(())
 }
 
-fn leaf(dir: &Path, ca: &CertifiedIssuer<'_, KeyPair>, file: &str, name: &str, group: Option<&str>, hosts: &[&str]) -> Result<()> {
+fn leaf(
+    dir: &Path,
+    ca: &CertifiedIssuer<'_, KeyPair>,
+    file: &str,
+    name: &str,
+    group: Option<&str>,
+    hosts: &[&str],
+) -> Result<()> {
     let mut params = CertificateParams::new(hosts.iter().map(|h| (*h).to_owned()).collect::<Vec<_>>())?;
     params.distinguished_name.push(DnType::CommonName, name);
     if let Some(group) = group {
         params.distinguished_name.push(DnType::OrganizationName, group);
     }
-    let usage = if hosts.is_empty() { ExtendedKeyUsagePurpose::ClientAuth } else { ExtendedKeyUsagePurpose::ServerAuth };
+    let usage = if hosts.is_empty() {
+        ExtendedKeyUsagePurpose::ClientAuth
+    } else {
+        ExtendedKeyUsagePurpose::ServerAuth
+    };
     params.extended_key_usages = vec![usage];
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, ca)?;

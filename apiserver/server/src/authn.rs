@@ -56,14 +56,20 @@ fn same(a: &str, b: &str) -> bool {
 ///
 /// # Errors
 /// 401 for credentials that are not good.
-pub fn authenticate(server: &Server, certificate: Option<&UserInfo>, headers: &HeaderMap) -> Result<UserInfo, Status> {
+pub fn authenticate(
+    server: &Server,
+    certificate: Option<&UserInfo>,
+    headers: &HeaderMap,
+) -> Result<UserInfo, Status> {
     let mut user = if let Some(user) = certificate {
         user.clone()
     } else if let Some(given) = bearer(headers).map(str::to_owned).or_else(|| websocket_token(headers)) {
-        token(server, &given, &[]).map_err(|why| {
-            tracing::debug!(why, "token refused");
-            Status::unauthorized()
-        })?.user
+        token(server, &given, &[])
+            .map_err(|why| {
+                tracing::debug!(why, "token refused");
+                Status::unauthorized()
+            })?
+            .user
     } else if headers.contains_key(http::header::AUTHORIZATION) {
         return Err(Status::unauthorized());
     } else {
@@ -94,13 +100,19 @@ pub fn impersonate(server: &Server, user: UserInfo, headers: &HeaderMap) -> Resu
     let mut asked = vec![];
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
     match account {
-        Some((namespace, account)) => asked.push(("", "serviceaccounts", "", namespace.to_owned(), account.to_owned())),
+        Some((namespace, account)) => {
+            asked.push(("", "serviceaccounts", "", namespace.to_owned(), account.to_owned()))
+        }
         None => asked.push(("", "users", "", String::new(), name.clone())),
     }
     asked.extend(groups.iter().map(|g| ("", "groups", "", String::new(), g.clone())));
     asked.extend(uid.iter().map(|u| ("authentication.k8s.io", "uids", "", String::new(), u.clone())));
     for (key, values) in &extra {
-        asked.extend(values.iter().map(|v| ("authentication.k8s.io", "userextras", key.as_str(), String::new(), v.clone())));
+        asked.extend(
+            values
+                .iter()
+                .map(|v| ("authentication.k8s.io", "userextras", key.as_str(), String::new(), v.clone())),
+        );
     }
     for (group, resource, subresource, namespace, name) in asked {
         let attributes = Attributes {
@@ -132,8 +144,14 @@ fn impersonated_extra(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {
     extra
 }
 
-fn taken_for(name: String, uid: Vec<String>, mut groups: Vec<String>, extra: BTreeMap<String, Vec<String>>) -> UserInfo {
-    if let Some((namespace, _)) = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'))
+fn taken_for(
+    name: String,
+    uid: Vec<String>,
+    mut groups: Vec<String>,
+    extra: BTreeMap<String, Vec<String>>,
+) -> UserInfo {
+    if let Some((namespace, _)) =
+        name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'))
         && groups.is_empty()
     {
         groups = vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];

@@ -27,7 +27,10 @@ pub async fn run(server: Arc<Server>, stop: CancellationToken) {
                 server.bootstrapped.store(true, Ordering::Release);
                 return;
             }
-            Err(status) => tracing::warn!(error = status.message, "objects of a new cluster could not be made; trying again"),
+            Err(status) => tracing::warn!(
+                error = status.message,
+                "objects of a new cluster could not be made; trying again"
+            ),
         }
         if stop.run_until_cancelled(tokio::time::sleep(Duration::from_millis(500))).await.is_none() {
             return;
@@ -93,7 +96,8 @@ pub async fn compact(server: Arc<Server>, stop: CancellationToken) {
         if target == 0 || elsewhere {
             continue;
         }
-        let put = PutRequest { key: COMPACT_KEY.into(), value: target.to_string().into(), ..PutRequest::default() };
+        let put =
+            PutRequest { key: COMPACT_KEY.into(), value: target.to_string().into(), ..PutRequest::default() };
         if let Ok(put) = etcd.put(put).await {
             noted = put.header.as_ref().map_or(0, |h| h.revision);
         }

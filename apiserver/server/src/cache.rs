@@ -59,8 +59,17 @@ pub enum Gap {
 }
 
 /// Objects of these are many or large: their trees are not kept.
-const NOT_KEPT: [&str; 9] =
-    ["pods", "events", "secrets", "configmaps", "leases", "endpointslices", "endpoints", "replicasets", "controllerrevisions"];
+const NOT_KEPT: [&str; 9] = [
+    "pods",
+    "events",
+    "secrets",
+    "configmaps",
+    "leases",
+    "endpointslices",
+    "endpoints",
+    "replicasets",
+    "controllerrevisions",
+];
 
 impl Cache {
     /// An empty cache of a directory.
@@ -89,7 +98,11 @@ impl Cache {
     /// Puts one object as of its revision.
     pub fn put(&self, key: &str, stored: &[u8], revision: i64) {
         let Some(object) = Object::read(&self.resources, key, stored, revision) else {
-            tracing::warn!(dir = self.dir, key, "stored object is not JSON: left out of lists; delete or rewrite it");
+            tracing::warn!(
+                dir = self.dir,
+                key,
+                "stored object is not JSON: left out of lists; delete or rewrite it"
+            );
             return;
         };
         let object = Arc::new(object);
@@ -152,7 +165,8 @@ impl Cache {
         let state = self.read();
         let from: &str = if start > prefix { start } else { prefix };
         let range = state.objects.range::<str, _>((Bound::Included(from), Bound::Unbounded));
-        let found = range.take_while(|(key, _)| key.starts_with(prefix)).map(|(_, object)| object.clone()).collect();
+        let found =
+            range.take_while(|(key, _)| key.starts_with(prefix)).map(|(_, object)| object.clone()).collect();
         (found, state.revision)
     }
 
@@ -178,7 +192,8 @@ impl Cache {
     pub fn list_and_cursor(&self, prefix: &str) -> (Vec<Arc<Object>>, i64, u64) {
         let state = self.read();
         let range = state.objects.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-        let found = range.take_while(|(key, _)| key.starts_with(prefix)).map(|(_, object)| object.clone()).collect();
+        let found =
+            range.take_while(|(key, _)| key.starts_with(prefix)).map(|(_, object)| object.clone()).collect();
         (found, state.revision, state.first + state.ring.len() as u64)
     }
 

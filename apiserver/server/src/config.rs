@@ -14,7 +14,8 @@ use keelson_store_proto::client::Etcd;
 /// Serves requests below `/keelson/v1/` that this crate does not know, before authentication: the hook makes its own
 /// checks. The body is at most 3 MiB. `None` is answered as 404. The peer's address is in the request's extensions
 /// as [`Peer`].
-pub type Extra = Arc<dyn Fn(http::Request<Bytes>) -> BoxFuture<'static, Option<http::Response<Bytes>>> + Send + Sync>;
+pub type Extra =
+    Arc<dyn Fn(http::Request<Bytes>) -> BoxFuture<'static, Option<http::Response<Bytes>>> + Send + Sync>;
 
 /// Address of the client of a request (request extension).
 #[derive(Clone, Copy, Debug)]
@@ -44,7 +45,8 @@ impl Pki {
     /// # Errors
     /// The file cannot be read; the error names it.
     pub fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-        std::fs::read(path).with_context(|| format!("cannot read {}: check the path and its permissions", path.display()))
+        std::fs::read(path)
+            .with_context(|| format!("cannot read {}: check the path and its permissions", path.display()))
     }
 }
 

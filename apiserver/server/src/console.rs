@@ -32,7 +32,8 @@ pub fn serve<B>(request: &Request<B>) -> Option<Response> {
     let mut response = respond::answer(200, content_type, respond::full(*bytes));
     let headers = response.headers_mut();
     headers.insert("cache-control", HeaderValue::from_static("no-cache"));
-    headers.insert("content-security-policy", HeaderValue::from_static("default-src 'self'; style-src 'self'"));
+    headers
+        .insert("content-security-policy", HeaderValue::from_static("default-src 'self'; style-src 'self'"));
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     headers.insert("referrer-policy", HeaderValue::from_static("no-referrer"));
     Some(response)

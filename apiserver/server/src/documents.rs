@@ -65,7 +65,9 @@ impl Documents {
     }
 
     fn edition(&self) -> &str {
-        self.edition.get_or_init(|| hash(format!("{GIT_VERSION} {} {:?}", env!("CARGO_PKG_VERSION"), *RESOURCES).as_bytes()))
+        self.edition.get_or_init(|| {
+            hash(format!("{GIT_VERSION} {} {:?}", env!("CARGO_PKG_VERSION"), *RESOURCES).as_bytes())
+        })
     }
 }
 
@@ -111,14 +113,24 @@ fn cached(mut response: Response) -> Response {
 }
 
 fn paths() -> Vec<String> {
-    let mut out: Vec<String> = ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis"].map(str::to_owned).to_vec();
+    let mut out: Vec<String> =
+        ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis"].map(str::to_owned).to_vec();
     for r in RESOURCES.iter().filter(|r| !r.group.is_empty()) {
         out.push(format!("/apis/{}", r.group));
         out.push(format!("/apis/{}/{}", r.group, r.version));
     }
     out.push("/apis/metrics.k8s.io".to_owned());
     out.push(format!("/apis/{}", metrics_api::API_VERSION));
-    let rest = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"];
+    let rest = [
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ];
     out.extend(rest.map(str::to_owned));
     out.sort();
     out.dedup();
@@ -159,7 +171,8 @@ fn groups(server: &Server, headers: &HeaderMap, legacy: bool) -> Response {
         if !matches!(clause.media_type, "application/json" | "*/*" | "application/*") {
             continue;
         }
-        let wanted = clause.param("as") == "APIGroupDiscoveryList" && clause.param("g") == "apidiscovery.k8s.io";
+        let wanted =
+            clause.param("as") == "APIGroupDiscoveryList" && clause.param("g") == "apidiscovery.k8s.io";
         if wanted && clause.param("v") == "v2" {
             return aggregated(server, headers, legacy);
         }
@@ -197,11 +210,8 @@ fn aggregated(server: &Server, headers: &HeaderMap, legacy: bool) -> Response {
     let Some(document) = server.documents.get(name, build) else { return not_found() };
     let etag = format!("\"{}\"", document.hash);
     let content_type = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
-    let mut response = if matches_etag(headers, &etag) {
-        unchanged()
-    } else {
-        large(headers, content_type, document.bytes)
-    };
+    let mut response =
+        if matches_etag(headers, &etag) { unchanged() } else { large(headers, content_type, document.bytes) };
     set(&mut response, &[(CACHE_CONTROL, "public"), (ETAG, &etag), (VARY, "Accept")]);
     response
 }
@@ -235,18 +245,24 @@ fn large(headers: &HeaderMap, content_type: &str, bytes: Bytes) -> Response {
 }
 
 fn openapi_v2(server: &Server, headers: &HeaderMap) -> Response {
-    let json = clauses(headers).iter().any(|c| matches!(c.media_type, "application/json" | "*/*" | "application/*"));
+    let json =
+        clauses(headers).iter().any(|c| matches!(c.media_type, "application/json" | "*/*" | "application/*"));
     if !json && headers.contains_key(http::header::ACCEPT) {
         return respond::status(&Status::not_acceptable(&["application/json"]));
     }
-    let Some(document) = server.documents.get("openapi/v2", || Some(openapi::v2())) else { return not_found() };
+    let Some(document) = server.documents.get("openapi/v2", || Some(openapi::v2())) else {
+        return not_found();
+    };
     let etag = format!("\"{}\"", document.hash);
     let mut response = if matches_etag(headers, &etag) {
         unchanged()
     } else {
         large(headers, "application/json", document.bytes)
     };
-    set(&mut response, &[(ETAG, &etag), (VARY, "Accept-Encoding, Accept"), (CACHE_CONTROL, "no-cache, private")]);
+    set(
+        &mut response,
+        &[(ETAG, &etag), (VARY, "Accept-Encoding, Accept"), (CACHE_CONTROL, "no-cache, private")],
+    );
     response
 }
 
@@ -259,9 +275,13 @@ fn openapi_index(server: &Server) -> Response {
     let mut paths = serde_json::Map::new();
     for (group, versions) in keelson_api::resource::groups() {
         for version in versions {
-            let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
+            let path =
+                if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
             let hash = openapi_hash(server, group, version);
-            paths.insert(path.clone(), json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}));
+            paths.insert(
+                path.clone(),
+                json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}),
+            );
         }
     }
     respond::answer(200, "text/plain; charset=utf-8", respond::full(json!({"paths": paths}).to_string()))
@@ -269,7 +289,8 @@ fn openapi_index(server: &Server) -> Response {
 
 fn openapi_v3(server: &Server, query: &Query, headers: &HeaderMap, group: &str, version: &str) -> Response {
     let served = RESOURCES.iter().any(|r| r.group == group && r.version == version);
-    let json = clauses(headers).iter().any(|c| matches!(c.media_type, "application/json" | "*/*" | "application/*"));
+    let json =
+        clauses(headers).iter().any(|c| matches!(c.media_type, "application/json" | "*/*" | "application/*"));
     if !json && headers.contains_key(http::header::ACCEPT) {
         return respond::status(&Status::not_acceptable(&["application/json"]));
     }
@@ -277,7 +298,8 @@ fn openapi_v3(server: &Server, query: &Query, headers: &HeaderMap, group: &str, 
     let etag = format!("\"{hash}\"");
     let asked = query.get("hash");
     if served && !asked.is_empty() && asked != hash {
-        let path = if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
+        let path =
+            if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
         let location = format!("/openapi/v3/{path}?hash={hash}");
         let mut response = respond::answer(301, "application/json", respond::full(Bytes::new()));
         set(&mut response, &[(LOCATION, &location), (ETAG, &etag), (VARY, "Accept")]);
@@ -285,8 +307,11 @@ fn openapi_v3(server: &Server, query: &Query, headers: &HeaderMap, group: &str, 
     }
     // Large and seldom asked for (clients keep them for a year): built each time, not kept.
     let Some(value) = served.then(|| openapi::v3(group, version)).flatten() else { return not_found() };
-    let mut response =
-        if matches_etag(headers, &etag) { unchanged() } else { large(headers, "application/json", value.to_string().into()) };
+    let mut response = if matches_etag(headers, &etag) {
+        unchanged()
+    } else {
+        large(headers, "application/json", value.to_string().into())
+    };
     set(&mut response, &[(ETAG, &etag), (VARY, "Accept")]);
     if !asked.is_empty() {
         let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(365 * 24);
@@ -331,7 +356,16 @@ async fn metrics(server: &Arc<Server>) -> Response {
 ///
 /// # Errors
 /// 406 as negotiated.
-pub fn made_list(headers: &HeaderMap, kind: &str, api_version: &str, items: Vec<Value>) -> Result<Response, Status> {
+pub fn made_list(
+    headers: &HeaderMap,
+    kind: &str,
+    api_version: &str,
+    items: Vec<Value>,
+) -> Result<Response, Status> {
     let accept = crate::request::Accept::negotiate(headers, true)?;
-    present::value(&accept, 200, &json!({"kind": kind, "apiVersion": api_version, "metadata": {}, "items": items}))
+    present::value(
+        &accept,
+        200,
+        &json!({"kind": kind, "apiVersion": api_version, "metadata": {}, "items": items}),
+    )
 }

@@ -128,10 +128,16 @@ fn seconds(text: &str) -> anyhow::Result<u64> {
             's' => 1,
             _ => bail!("{text:?} is no duration: expected such as 1h30m or 10s"),
         };
-        total += number.parse::<u64>().map_err(|_| anyhow!("{text:?} is no duration: expected such as 10s"))? * factor;
+        total +=
+            number.parse::<u64>().map_err(|_| anyhow!("{text:?} is no duration: expected such as 10s"))?
+                * factor;
         number.clear();
     }
-    if number.is_empty() || number == "0" { Ok(total) } else { bail!("{text:?} has no unit: expected such as {text}s") }
+    if number.is_empty() || number == "0" {
+        Ok(total)
+    } else {
+        bail!("{text:?} has no unit: expected such as {text}s")
+    }
 }
 
 /// The user's rows of a token file.
@@ -151,28 +157,45 @@ fn token_file(text: &str) -> anyhow::Result<Vec<(String, UserInfo)>> {
 }
 
 async fn configuration(given: &Given) -> anyhow::Result<Config> {
-    let endpoints: Vec<String> = required(given, "etcd-servers")?.split(',').map(|s| s.trim().to_owned()).collect();
+    let endpoints: Vec<String> =
+        required(given, "etcd-servers")?.split(',').map(|s| s.trim().to_owned()).collect();
     let identity = match (file(given, "etcd-certfile")?, file(given, "etcd-keyfile")?) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
         _ => bail!("--etcd-certfile and --etcd-keyfile go together"),
     };
     let ca = file(given, "etcd-cafile")?;
-    let tls = (ca.is_some() || identity.is_some())
-        .then(|| ClientTls { ca: ca.unwrap_or_default(), identity, ..ClientTls::default() });
+    let tls = (ca.is_some() || identity.is_some()).then(|| ClientTls {
+        ca: ca.unwrap_or_default(),
+        identity,
+        ..ClientTls::default()
+    });
     let etcd = Remote::connect(&endpoints, tls).await?;
     let pki = pki(given)?;
-    let ip = |name: &str| one(given, name).map(|t| t.parse::<IpAddr>().map_err(|_| anyhow!("--{name}: {t:?} is no IP address"))).transpose();
+    let ip = |name: &str| {
+        one(given, name)
+            .map(|t| t.parse::<IpAddr>().map_err(|_| anyhow!("--{name}: {t:?} is no IP address")))
+            .transpose()
+    };
     let bind = ip("bind-address")?.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let port: u16 = one(given, "secure-port").unwrap_or("6443").parse().context("--secure-port is no port number")?;
+    let port: u16 =
+        one(given, "secure-port").unwrap_or("6443").parse().context("--secure-port is no port number")?;
     let own = if bind.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { bind };
-    let mut config = Config::new(Arc::new(etcd), SocketAddr::new(bind, port), ip("advertise-address")?.unwrap_or(own), pki);
+    let mut config = Config::new(
+        Arc::new(etcd),
+        SocketAddr::new(bind, port),
+        ip("advertise-address")?.unwrap_or(own),
+        pki,
+    );
     if let Some(cidr) = one(given, "service-cluster-ip-range") {
-        config.service_cidr = cidr.parse().map_err(|_| anyhow!("--service-cluster-ip-range: {cidr:?} is no IPv4 CIDR such as 10.96.0.0/16"))?;
+        config.service_cidr = cidr.parse().map_err(|_| {
+            anyhow!("--service-cluster-ip-range: {cidr:?} is no IPv4 CIDR such as 10.96.0.0/16")
+        })?;
     }
     if let Some(range) = one(given, "service-node-port-range") {
         let parts = range.split_once('-').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        config.node_ports = parts.ok_or_else(|| anyhow!("--service-node-port-range: {range:?} is not such as 30000-32767"))?;
+        config.node_ports = parts
+            .ok_or_else(|| anyhow!("--service-node-port-range: {range:?} is not such as 30000-32767"))?;
     }
     if let Some(issuer) = one(given, "service-account-issuer") {
         config.service_account_issuer = issuer.to_owned();
@@ -199,11 +222,12 @@ async fn configuration(given: &Given) -> anyhow::Result<Config> {
 fn pki(given: &Given) -> anyhow::Result<Pki> {
     let verify = given.get("service-account-key-file").into_iter().flatten();
     let verify = verify.map(|path| Pki::read(Path::new(path)).context("--service-account-key-file"));
-    let kubelet_client = match (file(given, "kubelet-client-certificate")?, file(given, "kubelet-client-key")?) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        _ => bail!("--kubelet-client-certificate and --kubelet-client-key go together"),
-    };
+    let kubelet_client =
+        match (file(given, "kubelet-client-certificate")?, file(given, "kubelet-client-key")?) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => bail!("--kubelet-client-certificate and --kubelet-client-key go together"),
+        };
     Ok(Pki {
         server_cert: needed(given, "tls-cert-file")?,
         server_key: needed(given, "tls-private-key-file")?,
@@ -296,8 +320,13 @@ mod tests {
 
     #[test]
     fn flags_are_read_and_unknown_ones_refused() {
-        let given = parse(&args("--etcd-servers=http://a:1 --secure-port 7443 --allow-privileged=true --help")).expect("flags");
-        assert_eq!((one(&given, "secure-port"), one(&given, "etcd-servers")), (Some("7443"), Some("http://a:1")));
+        let given =
+            parse(&args("--etcd-servers=http://a:1 --secure-port 7443 --allow-privileged=true --help"))
+                .expect("flags");
+        assert_eq!(
+            (one(&given, "secure-port"), one(&given, "etcd-servers")),
+            (Some("7443"), Some("http://a:1"))
+        );
         assert_eq!(one(&given, "help"), Some("true"));
         let error = parse(&args("--etcd-server=x")).expect_err("unknown").to_string();
         assert!(error.contains("--etcd-server") && error.contains("--help"), "{error}");

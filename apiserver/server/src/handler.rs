@@ -18,28 +18,43 @@ use crate::metrics::Labels;
 use crate::request::{Info, Query};
 use crate::respond::{self, Response};
 use crate::server::{Call, REQUEST_TIMEOUT, Server, read_body};
-use crate::{authn, console, documents, health, members, metrics_routes, read, remove, streams, subresource, watch, write};
+use crate::{
+    authn, console, documents, health, members, metrics_routes, read, remove, streams, subresource, watch,
+    write,
+};
 
 /// Paths that are answered whoever asks.
 const ALWAYS_ALLOWED: [&str; 3] = ["/healthz", "/livez", "/readyz"];
 
 /// Answers one request.
-pub async fn handle(server: Arc<Server>, peer: Peer, certificate: Option<Arc<UserInfo>>, request: Request<Incoming>) -> Response {
+pub async fn handle(
+    server: Arc<Server>,
+    peer: Peer,
+    certificate: Option<Arc<UserInfo>>,
+    request: Request<Incoming>,
+) -> Response {
     let started = Instant::now();
     let query = Query::parse(request.uri().query());
     let info = Info::read(request.method(), request.uri().path(), &query);
     let (labels, long) = labels(&info, &query);
     let audit = audit_id(&request);
     server.metrics.inflight.fetch_add(1, Ordering::Relaxed);
-    let answer = AssertUnwindSafe(route(&server, peer, certificate.as_deref(), &info, &query, request)).catch_unwind();
+    let answer =
+        AssertUnwindSafe(route(&server, peer, certificate.as_deref(), &info, &query, request)).catch_unwind();
     let limit = if long { Duration::from_secs(24 * 3600) } else { REQUEST_TIMEOUT + Duration::from_secs(5) };
     let mut response = match tokio::time::timeout(limit, answer).await {
         Ok(Ok(response)) => response,
         Ok(Err(_)) => {
-            tracing::error!(verb = labels.verb, resource = labels.resource, "a handler panicked: this is a bug");
+            tracing::error!(
+                verb = labels.verb,
+                resource = labels.resource,
+                "a handler panicked: this is a bug"
+            );
             respond::status(&Status::internal("the server made an error; see its log"))
         }
-        Err(_) => respond::status(&Status::timeout("request did not complete within the allotted timeout", 0)),
+        Err(_) => {
+            respond::status(&Status::timeout("request did not complete within the allotted timeout", 0))
+        }
     };
     server.metrics.inflight.fetch_sub(1, Ordering::Relaxed);
     let took = (!long).then(|| started.elapsed());
@@ -81,7 +96,10 @@ fn labels(info: &Info, query: &Query) -> (Labels, bool) {
         group: keep(&api.group),
         version: keep(&api.version),
         resource: keep(&api.resource),
-        subresource: api.find().and_then(|r| r.subresource(&api.subresource)).map_or_else(String::new, |s| s.name.clone()),
+        subresource: api
+            .find()
+            .and_then(|r| r.subresource(&api.subresource))
+            .map_or_else(String::new, |s| s.name.clone()),
         scope,
     };
     (labels, long)
@@ -102,7 +120,10 @@ async fn route(
     if path.starts_with("/keelson/v1/") && path != members::PATH {
         return extra(server, peer, request).await;
     }
-    if ALWAYS_ALLOWED.iter().any(|p| path == *p || path.strip_prefix(p).is_some_and(|rest| rest.starts_with('/'))) {
+    if ALWAYS_ALLOWED
+        .iter()
+        .any(|p| path == *p || path.strip_prefix(p).is_some_and(|rest| rest.starts_with('/')))
+    {
         return health::answer(server, path, query);
     }
     let answer = match permitted(server, certificate, info, &request) {
@@ -133,10 +154,18 @@ pub fn not_found() -> Response {
 }
 
 /// The user, if the request may be served.
-fn permitted(server: &Server, certificate: Option<&UserInfo>, info: &Info, request: &Request<Incoming>) -> Result<UserInfo, Status> {
+fn permitted(
+    server: &Server,
+    certificate: Option<&UserInfo>,
+    info: &Info,
+    request: &Request<Incoming>,
+) -> Result<UserInfo, Status> {
     let user = authn::authenticate(server, certificate, request.headers())?;
     if !server.hub.ready() {
-        return Err(Status { retry_after_seconds: 1, ..Status::unavailable("the API server is starting: it waits for the store") });
+        return Err(Status {
+            retry_after_seconds: 1,
+            ..Status::unavailable("the API server is starting: it waits for the store")
+        });
     }
     let user = authn::impersonate(server, user, request.headers())?;
     let attributes = attributes(user, info, request.uri().path());
@@ -148,12 +177,21 @@ fn permitted(server: &Server, certificate: Option<&UserInfo>, info: &Info, reque
 
 fn attributes(user: UserInfo, info: &Info, path: &str) -> Attributes {
     let Some(api) = &info.api else {
-        return Attributes { user, verb: info.verb.to_owned(), path: path.to_owned(), ..Attributes::default() };
+        return Attributes {
+            user,
+            verb: info.verb.to_owned(),
+            path: path.to_owned(),
+            ..Attributes::default()
+        };
     };
     // Streams into a container need the right to create, however they are asked for.
     let streams = ["exec", "attach", "portforward"].contains(&api.subresource.as_str());
     let verb = if streams { "create" } else { info.verb };
-    let namespace = if api.resource == "namespaces" && api.group.is_empty() { api.name.clone() } else { api.namespace.clone() };
+    let namespace = if api.resource == "namespaces" && api.group.is_empty() {
+        api.name.clone()
+    } else {
+        api.namespace.clone()
+    };
     Attributes {
         user,
         verb: verb.to_owned(),

@@ -56,7 +56,13 @@ pub fn answer(server: &Server, path: &str, query: &Query) -> Response {
     }
     let lines: String = checks
         .iter()
-        .map(|c| if c.good { format!("[+]{} ok\n", c.name) } else { format!("[-]{} failed: reason withheld\n", c.name) })
+        .map(|c| {
+            if c.good {
+                format!("[+]{} ok\n", c.name)
+            } else {
+                format!("[-]{} failed: reason withheld\n", c.name)
+            }
+        })
         .collect();
     let verdict = if good { "passed" } else { "failed" };
     respond::text(if good { 200 } else { 500 }, format!("{lines}{name} check {verdict}\n"))

@@ -199,7 +199,9 @@ impl Hub {
                 let Some((cache, below)) = self.place(key) else { continue };
                 if first {
                     cache.load(below, &kv.value, kv.mod_revision);
-                } else if held.get_mut(cache.dir.as_str()).and_then(|h| h.remove(below)) != Some(kv.mod_revision) {
+                } else if held.get_mut(cache.dir.as_str()).and_then(|h| h.remove(below))
+                    != Some(kv.mod_revision)
+                {
                     cache.put(below, &kv.value, kv.mod_revision);
                 }
             }

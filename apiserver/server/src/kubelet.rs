@@ -39,9 +39,13 @@ impl KubeletClient {
     ///
     /// # Errors
     /// A PEM text that holds no certificate or key, or a key that does not fit its certificate.
-    pub fn new(identity: Option<&(Vec<u8>, Vec<u8>)>, authority: Option<&[u8]>) -> anyhow::Result<KubeletClient> {
+    pub fn new(
+        identity: Option<&(Vec<u8>, Vec<u8>)>,
+        authority: Option<&[u8]>,
+    ) -> anyhow::Result<KubeletClient> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = rustls::ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
+        let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()?;
         let builder = match authority {
             Some(pem) => {
                 let mut roots = rustls::RootCertStore::empty();
@@ -83,19 +87,27 @@ impl KubeletClient {
     ///
     /// # Errors
     /// 400 when the request asks for no upgrade, 503 when the node cannot be reached, else the kubelet's refusal.
-    pub async fn upgrade(&self, node: &Value, mut request: Request<Incoming>, path_and_query: &str) -> Result<Response<()>, Status> {
+    pub async fn upgrade(
+        &self,
+        node: &Value,
+        mut request: Request<Incoming>,
+        path_and_query: &str,
+    ) -> Result<Response<()>, Status> {
         if !request.headers().contains_key(UPGRADE) {
             return Err(Status::bad_request("Upgrade request required"));
         }
         let address = Address::of(node)?;
         let mut onward = Request::builder().method(request.method().clone()).uri(path_and_query);
         for (name, value) in request.headers() {
-            let ours = name == HOST || name == http::header::AUTHORIZATION || name.as_str().starts_with("impersonate-");
+            let ours = name == HOST
+                || name == http::header::AUTHORIZATION
+                || name.as_str().starts_with("impersonate-");
             if !ours {
                 onward = onward.header(name, value);
             }
         }
-        let onward = onward.header(HOST, address.to_string()).body(Empty::<Bytes>::new()).map_err(Status::internal)?;
+        let onward =
+            onward.header(HOST, address.to_string()).body(Empty::<Bytes>::new()).map_err(Status::internal)?;
         let mut response = self.send(&address, onward).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(refusal(response).await);
@@ -106,15 +118,23 @@ impl KubeletClient {
             match joined.await {
                 Ok((client, kubelet)) => {
                     // Either end may cut a stream at any time; that is how such a stream ends.
-                    let _ended = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(kubelet)).await;
+                    let _ended =
+                        tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(kubelet))
+                            .await;
                 }
-                Err(error) => tracing::debug!(%error, "an upgraded connection went away before it was joined"),
+                Err(error) => {
+                    tracing::debug!(%error, "an upgraded connection went away before it was joined")
+                }
             }
         });
         let mut answer = Response::new(());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         for (name, value) in response.headers() {
-            if name == CONNECTION || name == UPGRADE || name.as_str().starts_with("sec-websocket") || name.as_str().starts_with("x-stream") {
+            if name == CONNECTION
+                || name == UPGRADE
+                || name.as_str().starts_with("sec-websocket")
+                || name.as_str().starts_with("x-stream")
+            {
                 answer.headers_mut().append(name, value.clone());
             }
         }
@@ -137,7 +157,9 @@ impl KubeletClient {
         match tokio::time::timeout(PATIENCE, attempt).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(Status::unavailable(format!("error dialing backend: {address}: {error}"))),
-            Err(_) => Err(Status::unavailable(format!("error dialing backend: {address}: no answer within {PATIENCE:?}"))),
+            Err(_) => Err(Status::unavailable(format!(
+                "error dialing backend: {address}: no answer within {PATIENCE:?}"
+            ))),
         }
     }
 }
@@ -145,8 +167,10 @@ impl KubeletClient {
 /// A kubelet's refusal as a Status: its code and its words.
 async fn refusal(response: Response<Incoming>) -> Status {
     let code = response.status().as_u16();
-    let body = Limited::new(response.into_body(), REFUSAL).collect().await.map(http_body_util::Collected::to_bytes);
-    let words = body.map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
+    let body =
+        Limited::new(response.into_body(), REFUSAL).collect().await.map(http_body_util::Collected::to_bytes);
+    let words = body
+        .map_or_else(|error| error.to_string(), |bytes| String::from_utf8_lossy(&bytes).trim().to_owned());
     if let Ok(value) = serde_json::from_str::<Value>(&words)
         && let Some(message) = value["message"].as_str()
     {
@@ -168,17 +192,26 @@ struct Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
 impl Address {
     fn of(node: &Value) -> Result<Address, Status> {
         let addresses = node["status"]["addresses"].as_array().map_or(&[][..], Vec::as_slice);
-        let host = addresses.iter().find(|address| address["type"] == "InternalIP").and_then(|address| address["address"].as_str());
+        let host = addresses
+            .iter()
+            .find(|address| address["type"] == "InternalIP")
+            .and_then(|address| address["address"].as_str());
         let Some(host) = host else {
             let name = node["metadata"]["name"].as_str().unwrap_or_default();
-            return Err(Status::unavailable(format!("node {name:?} has no InternalIP yet: its kubelet has not registered")));
+            return Err(Status::unavailable(format!(
+                "node {name:?} has no InternalIP yet: its kubelet has not registered"
+            )));
         };
         let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().unwrap_or(10_250);
         Ok(Address { host: host.to_owned(), port: u16::try_from(port).unwrap_or(10_250) })
@@ -207,7 +240,12 @@ impl ServerCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -216,7 +254,12 @@ impl ServerCertVerifier for Unverified {
         certificate: &CertificateDer<'_>,
         signature: &rustls::DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use keelson_store_proto::client::Etcd;
 use keelson_store_proto::etcdserverpb::{
-    Compare, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, compare, request_op,
+    Compare, LeaseGrantRequest, LeaseRevokeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, compare,
+    request_op,
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +45,9 @@ impl KubernetesService {
         loop {
             match self.round(&mut lease).await {
                 Ok(()) => {}
-                Err(error) => tracing::warn!(%error, "the endpoints of default/kubernetes could not be reconciled; trying again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the endpoints of default/kubernetes could not be reconciled; trying again")
+                }
             }
             if stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_none() {
                 break;
@@ -73,13 +76,21 @@ impl KubernetesService {
     async fn renew(&self, lease: &mut i64) -> Result<(), Status> {
         *lease = self.etcd.lease_grant(LeaseGrantRequest { ttl: LEASE, id: 0 }).await?.id;
         let key = format!("{LEASES}{}", self.advertise);
-        let put = PutRequest { key: key.into(), value: self.advertise.to_string().into(), lease: *lease, ..Default::default() };
+        let put = PutRequest {
+            key: key.into(),
+            value: self.advertise.to_string().into(),
+            lease: *lease,
+            ..Default::default()
+        };
         self.etcd.put(put).await.map(drop)
     }
 
     /// The Service itself, once, with its address claimed in the same transaction.
     async fn service(&self) -> Result<(), Status> {
-        let found = self.etcd.range(RangeRequest { key: SERVICE.into(), count_only: true, ..Default::default() }).await?;
+        let found = self
+            .etcd
+            .range(RangeRequest { key: SERVICE.into(), count_only: true, ..Default::default() })
+            .await?;
         if found.count > 0 {
             return Ok(());
         }
@@ -104,8 +115,13 @@ impl KubernetesService {
     }
 
     /// Writes what `wanted` makes of the stored object when it differs; a lost race is the next round's.
-    async fn reconcile(&self, key: &str, wanted: impl Fn(Option<&Value>, &str) -> Value) -> Result<(), Status> {
-        let found = self.etcd.range(RangeRequest { key: key.to_owned().into(), ..Default::default() }).await?;
+    async fn reconcile(
+        &self,
+        key: &str,
+        wanted: impl Fn(Option<&Value>, &str) -> Value,
+    ) -> Result<(), Status> {
+        let found =
+            self.etcd.range(RangeRequest { key: key.to_owned().into(), ..Default::default() }).await?;
         let (old, revision) = match found.kvs.first() {
             Some(kv) => (serde_json::from_slice::<Value>(&kv.value).ok(), kv.mod_revision),
             None => (None, 0),
@@ -114,7 +130,11 @@ impl KubernetesService {
         if old.as_ref() == Some(&new) {
             return Ok(());
         }
-        let txn = TxnRequest { compare: vec![unchanged(key, revision)], success: vec![put(key, &new.to_string())], failure: vec![] };
+        let txn = TxnRequest {
+            compare: vec![unchanged(key, revision)],
+            success: vec![put(key, &new.to_string())],
+            failure: vec![],
+        };
         self.etcd.txn(txn).await.map(drop)
     }
 
@@ -124,7 +144,9 @@ impl KubernetesService {
 
     fn endpoints(&self, old: Option<&Value>, addresses: &BTreeSet<String>, now: &str) -> Value {
         let labels = json!({ "endpointslice.kubernetes.io/skip-mirror": "true" });
-        let mut object = old.cloned().unwrap_or_else(|| json!({ "kind": "Endpoints", "apiVersion": "v1", "metadata": self.metadata(labels, now) }));
+        let mut object = old.cloned().unwrap_or_else(
+            || json!({ "kind": "Endpoints", "apiVersion": "v1", "metadata": self.metadata(labels, now) }),
+        );
         let listed: Vec<Value> = addresses.iter().map(|ip| json!({ "ip": ip })).collect();
         object["subsets"] = json!([{ "addresses": listed, "ports": [{ "name": "https", "port": self.port, "protocol": "TCP" }] }]);
         object
@@ -134,7 +156,10 @@ impl KubernetesService {
         let labels = json!({ "kubernetes.io/service-name": "kubernetes" });
         let new = || json!({ "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "metadata": self.metadata(labels, now), "addressType": "IPv4" });
         let mut object = old.cloned().unwrap_or_else(new);
-        let listed: Vec<Value> = addresses.iter().map(|ip| json!({ "addresses": [ip], "conditions": { "ready": true } })).collect();
+        let listed: Vec<Value> = addresses
+            .iter()
+            .map(|ip| json!({ "addresses": [ip], "conditions": { "ready": true } }))
+            .collect();
         let ports = json!([{ "name": "https", "port": self.port, "protocol": "TCP" }]);
         if object["endpoints"] != json!(listed) || object["ports"] != ports {
             let generation = object["metadata"]["generation"].as_i64().unwrap_or(0) + 1;

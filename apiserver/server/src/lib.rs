@@ -83,7 +83,9 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         &config.api_audiences,
     )?;
     let kubelets = kubelet::KubeletClient::new(pki.kubelet_client.as_ref(), pki.kubelet_ca.as_deref())
-        .context("the kubelet client certificate (--kubelet-client-certificate, --kubelet-client-key) is unusable")?;
+        .context(
+            "the kubelet client certificate (--kubelet-client-certificate, --kubelet-client-key) is unusable",
+        )?;
     let hub = hub::Hub::new(config.etcd.clone());
     let service = kubernetes_service::KubernetesService {
         etcd: config.etcd.clone(),

@@ -20,9 +20,15 @@ pub const PATH: &str = "/keelson/v1/store/members";
 pub async fn answer(server: &Arc<Server>) -> Result<Response, Status> {
     let etcd = server.storage.etcd();
     let limit = std::time::Duration::from_secs(5);
-    let asked = async { tokio::try_join!(etcd.member_list(MemberListRequest::default()), etcd.status(StatusRequest::default())) };
+    let asked = async {
+        tokio::try_join!(
+            etcd.member_list(MemberListRequest::default()),
+            etcd.status(StatusRequest::default())
+        )
+    };
     let late = |_| Status::unavailable("the store does not answer; look at its members' logs");
-    let (list, status) = tokio::time::timeout(limit, asked).await.map_err(late)?.map_err(|e| store_error(&e))?;
+    let (list, status) =
+        tokio::time::timeout(limit, asked).await.map_err(late)?.map_err(|e| store_error(&e))?;
     let members: Vec<_> = list
         .members
         .iter()

@@ -92,7 +92,10 @@ impl Metrics {
                 l.group, l.resource, l.scope, l.subresource, l.verb, l.version
             )
         };
-        let _ = writeln!(out, "# HELP apiserver_request_total Requests by verb, resource and code.\n# TYPE apiserver_request_total counter");
+        let _ = writeln!(
+            out,
+            "# HELP apiserver_request_total Requests by verb, resource and code.\n# TYPE apiserver_request_total counter"
+        );
         for (labels, series) in requests.iter() {
             for (code, count) in &series.codes {
                 let _ = writeln!(out, "apiserver_request_total{{code=\"{code}\",{}}} {count}", text(labels));
@@ -108,7 +111,11 @@ impl Metrics {
                 let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {total}");
             }
             let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {}", series.count);
-            let _ = writeln!(out, "{name}_sum{{{labels}}} {}\n{name}_count{{{labels}}} {}", series.seconds, series.count);
+            let _ = writeln!(
+                out,
+                "{name}_sum{{{labels}}} {}\n{name}_count{{{labels}}} {}",
+                series.seconds, series.count
+            );
         }
     }
 }

@@ -58,10 +58,15 @@ impl MetricsApi {
 
     /// One `PodMetrics` for each of `pods` whose node answered and whose containers all have figures.
     pub async fn pods(&self, nodes: &[Arc<Value>], pods: &[Arc<Value>]) -> Vec<Value> {
-        let wanted: Vec<Arc<Value>> =
-            nodes.iter().filter(|node| pods.iter().any(|pod| pod["spec"]["nodeName"] == node["metadata"]["name"])).cloned().collect();
+        let wanted: Vec<Arc<Value>> = nodes
+            .iter()
+            .filter(|node| pods.iter().any(|pod| pod["spec"]["nodeName"] == node["metadata"]["name"]))
+            .cloned()
+            .collect();
         let summaries = self.summaries(&wanted).await;
-        pods.iter().filter_map(|pod| pod_metrics(pod, summaries.get(pod["spec"]["nodeName"].as_str()?)?)).collect()
+        pods.iter()
+            .filter_map(|pod| pod_metrics(pod, summaries.get(pod["spec"]["nodeName"].as_str()?)?))
+            .collect()
     }
 
     /// The statistics of these nodes, from memory or from the kubelets.
@@ -88,7 +93,9 @@ impl MetricsApi {
             .collect()
             .await;
         let mut kept = self.kept.lock().await;
-        for (name, summary) in fetched.into_iter().filter_map(|(name, summary)| Some((name, Arc::new(summary?)))) {
+        for (name, summary) in
+            fetched.into_iter().filter_map(|(name, summary)| Some((name, Arc::new(summary?))))
+        {
             kept.insert(name.clone(), (Instant::now(), summary.clone()));
             found.insert(name, summary);
         }
@@ -196,8 +203,14 @@ mod tests {
             { "podRef": { "name": "web", "namespace": "shop" }, "containers": [stats("c", 250_000_000, 10_485_760)] },
         ] });
         let metrics = pod_metrics(&pod, &summary).expect("the pod is there");
-        assert_eq!(metrics["containers"], json!([{ "name": "c", "usage": { "cpu": "250000000n", "memory": "10240Ki" } }]));
-        assert_eq!(metrics["metadata"], json!({ "name": "web", "namespace": "shop", "labels": { "app": "web" } }));
+        assert_eq!(
+            metrics["containers"],
+            json!([{ "name": "c", "usage": { "cpu": "250000000n", "memory": "10240Ki" } }])
+        );
+        assert_eq!(
+            metrics["metadata"],
+            json!({ "name": "web", "namespace": "shop", "labels": { "app": "web" } })
+        );
     }
 
     #[test]

@@ -17,7 +17,13 @@ use crate::server::Server;
 ///
 /// # Errors
 /// 404 for what is not there or has no figures yet, 405 for writes.
-pub async fn answer(server: &Arc<Server>, info: &Info, path: &ApiPath, query: &Query, headers: &HeaderMap) -> Result<Response, Status> {
+pub async fn answer(
+    server: &Arc<Server>,
+    info: &Info,
+    path: &ApiPath,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Result<Response, Status> {
     if path.version != "v1beta1" || !path.subresource.is_empty() {
         return Err(Status::no_such_path());
     }
@@ -38,7 +44,12 @@ pub async fn answer(server: &Arc<Server>, info: &Info, path: &ApiPath, query: &Q
         let nodes: Vec<_> = nodes.into_iter().filter(wanted).collect();
         server.metrics_api.nodes(&nodes).await
     } else {
-        let pods = server.view.list("", "pods", Some(&path.namespace)).into_iter().filter(wanted).collect::<Vec<_>>();
+        let pods = server
+            .view
+            .list("", "pods", Some(&path.namespace))
+            .into_iter()
+            .filter(wanted)
+            .collect::<Vec<_>>();
         server.metrics_api.pods(&nodes, &pods).await
     };
     if path.name.is_empty() {

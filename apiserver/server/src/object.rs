@@ -149,12 +149,21 @@ impl Object {
         let type_end = metadata_at(&bytes)?;
         let selectable = selectable(resources, &value);
         let bytes = bytes.into();
-        Some(Object { key: self.key.clone(), revision, bytes, type_end, selectable, decoded: OnceLock::new() })
+        Some(Object {
+            key: self.key.clone(),
+            revision,
+            bytes,
+            type_end,
+            selectable,
+            decoded: OnceLock::new(),
+        })
     }
 
     /// The object as a tree, not kept.
     pub fn parse(&self) -> Value {
-        self.decoded.get().map_or_else(|| serde_json::from_slice(&self.bytes).unwrap_or(Value::Null), |v| (**v).clone())
+        self.decoded
+            .get()
+            .map_or_else(|| serde_json::from_slice(&self.bytes).unwrap_or(Value::Null), |v| (**v).clone())
     }
 
     /// The object as a tree, kept for the next one who asks when `keep`.
@@ -211,7 +220,10 @@ mod tests {
 
     #[test]
     fn foreign_order_and_empty_metadata_are_read() {
-        for stored in [r#"{"metadata":{"name":"x"},"kind":"A","apiVersion":"v1"}"#, r#"{"kind":"A","apiVersion":"v1","metadata":{}}"#] {
+        for stored in [
+            r#"{"metadata":{"name":"x"},"kind":"A","apiVersion":"v1"}"#,
+            r#"{"kind":"A","apiVersion":"v1","metadata":{}}"#,
+        ] {
             let (bytes, _) = with_revision(stored.as_bytes(), 3).expect("readable");
             let value: Value = serde_json::from_slice(&bytes).expect("json");
             assert_eq!(value["metadata"]["resourceVersion"], "3", "{stored}");

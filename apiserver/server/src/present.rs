@@ -58,7 +58,13 @@ pub fn value(accept: &Accept, code: u16, value: &Value) -> Result<Response, Stat
 ///
 /// # Errors
 /// 406 as negotiated.
-pub fn object(resource: &Resource, headers: &HeaderMap, query: &Query, code: u16, object: &Value) -> Result<Response, Status> {
+pub fn object(
+    resource: &Resource,
+    headers: &HeaderMap,
+    query: &Query,
+    code: u16,
+    object: &Value,
+) -> Result<Response, Status> {
     let accept = Accept::negotiate(headers, false)?;
     match accept.form {
         Form::Table => {
@@ -75,7 +81,12 @@ pub fn object(resource: &Resource, headers: &HeaderMap, query: &Query, code: u16
 ///
 /// # Errors
 /// 406 as negotiated.
-pub fn stored(resource: &Resource, headers: &HeaderMap, query: &Query, found: &Object) -> Result<Response, Status> {
+pub fn stored(
+    resource: &Resource,
+    headers: &HeaderMap,
+    query: &Query,
+    found: &Object,
+) -> Result<Response, Status> {
     let accept = Accept::negotiate(headers, false)?;
     if accept.form == Form::Object && !accept.yaml && !converted(resource) {
         return Ok(respond::answer(200, accept.content_type, respond::full(found.bytes.clone())));
@@ -89,7 +100,8 @@ pub fn stored(resource: &Resource, headers: &HeaderMap, query: &Query, found: &O
 /// 400 for a value that is none.
 pub fn include(query: &Query) -> Result<table::Include, Status> {
     let text = query.get("includeObject");
-    table::Include::parse(text).ok_or_else(|| Status::bad_request(format!("unrecognized includeObject value: {text:?}")))
+    table::Include::parse(text)
+        .ok_or_else(|| Status::bad_request(format!("unrecognized includeObject value: {text:?}")))
 }
 
 fn list_metadata(meta: &ListMeta) -> Value {

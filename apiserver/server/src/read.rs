@@ -35,7 +35,8 @@ impl Selection {
     /// 400 in upstream's words.
     pub fn read(resource: &'static Resource, query: &Query) -> Result<Selection, Status> {
         let labels = LabelSelector::parse(query.get("labelSelector")).map_err(Status::bad_request)?;
-        let fields = FieldSelector::parse(query.get("fieldSelector"), resource).map_err(Status::bad_request)?;
+        let fields =
+            FieldSelector::parse(query.get("fieldSelector"), resource).map_err(Status::bad_request)?;
         Ok(Selection { resource, labels, fields })
     }
 
@@ -106,8 +107,12 @@ pub async fn fetch(call: &Call<'_>) -> Result<Object, Status> {
     let name = &call.path.name;
     let (found, _) = call.server.storage.get(&call.key(name)?, call.deadline).await?;
     let kv = found.ok_or_else(|| Status::not_found(call.resource, name))?;
-    Object::read(&call.cache()?.resources, &call.below(name), &kv.value, kv.mod_revision)
-        .ok_or_else(|| Status::internal(format!("the stored {} {name} is not readable: delete or rewrite it", call.resource.kind)))
+    Object::read(&call.cache()?.resources, &call.below(name), &kv.value, kv.mod_revision).ok_or_else(|| {
+        Status::internal(format!(
+            "the stored {} {name} is not readable: delete or rewrite it",
+            call.resource.kind
+        ))
+    })
 }
 
 /// GET of one object.
@@ -168,7 +173,9 @@ async fn options(call: &Call<'_>) -> Result<Options, Status> {
     let token = query.get("continue");
     if !token.is_empty() {
         if !version.is_empty() && version != "0" {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         let (revision, start) = read_token(token, &prefix(call))?;
         return Ok(Options { at: At::Store(revision.max(0)), limit, start, selection });
@@ -185,7 +192,10 @@ async fn options(call: &Call<'_>) -> Result<Options, Status> {
 fn check_match(query: &Query, version: &str, how: &str) -> Result<(), Status> {
     const FIELD: &str = "resourceVersionMatch";
     if version.is_empty() {
-        return Err(bad_option(FIELD, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+        return Err(bad_option(
+            FIELD,
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ));
     }
     if !query.get("continue").is_empty() {
         return Err(bad_option(FIELD, "resourceVersionMatch is forbidden when continue is provided"));
@@ -196,7 +206,10 @@ fn check_match(query: &Query, version: &str, how: &str) -> Result<(), Status> {
         return Err(Status::invalid_kind("meta.k8s.io", "ListOptions", "", errors));
     }
     if how == "Exact" && version == "0" {
-        return Err(bad_option(FIELD, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
+        return Err(bad_option(
+            FIELD,
+            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ));
     }
     Ok(())
 }
@@ -264,7 +277,9 @@ fn token(revision: i64, last: Option<&Arc<Object>>, prefix: &str) -> String {
 
 /// Revision (-1 = whatever is current) and the key below the directory to go on from.
 fn read_token(text: &str, prefix: &str) -> Result<(i64, String), Status> {
-    let bad = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+    let bad = |why: String| {
+        Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+    };
     let bytes = BASE64.decode(text.trim_end_matches('=')).map_err(|e| bad(e.to_string()))?;
     let value: Value = serde_json::from_slice(&bytes).map_err(|_| {
         let first = bytes.first().map_or(' ', |b| char::from(*b));
@@ -273,7 +288,10 @@ fn read_token(text: &str, prefix: &str) -> Result<(i64, String), Status> {
     let (Some(revision), Some(start)) = (value["rv"].as_i64(), value["start"].as_str()) else {
         return Err(bad("server should generate valid continue tokens".to_owned()));
     };
-    if value["v"] != "meta.k8s.io/v1" || start.split('/').any(|part| part == ".." || part == ".") || start.starts_with('/') {
+    if value["v"] != "meta.k8s.io/v1"
+        || start.split('/').any(|part| part == ".." || part == ".")
+        || start.starts_with('/')
+    {
         return Err(bad(start.to_owned()));
     }
     Ok((revision, format!("{prefix}{start}")))
@@ -282,11 +300,16 @@ fn read_token(text: &str, prefix: &str) -> Result<(i64, String), Status> {
 const EXPIRED_LIST: &str = "The resourceVersion for the provided list is too old.";
 const EXPIRED_CONTINUE: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
-async fn from_store(call: &Call<'_>, options: &Options, revision: i64) -> Result<(Vec<Arc<Object>>, ListMeta), Status> {
+async fn from_store(
+    call: &Call<'_>,
+    options: &Options,
+    revision: i64,
+) -> Result<(Vec<Arc<Object>>, ListMeta), Status> {
     let dir = call.resource.prefix("").ok_or_else(Status::method_not_allowed)?;
     let prefix = prefix(call);
     let end = range_end(&format!("{dir}{prefix}"));
-    let mut from = if options.start.is_empty() { format!("{dir}{prefix}") } else { format!("{dir}{}", options.start) };
+    let mut from =
+        if options.start.is_empty() { format!("{dir}{prefix}") } else { format!("{dir}{}", options.start) };
     let resources = call.cache()?.resources.clone();
     let mut meta = ListMeta { revision, ..ListMeta::default() };
     let mut objects: Vec<Arc<Object>> = vec![];
@@ -347,7 +370,10 @@ mod tests {
 
     #[test]
     fn continue_tokens_round_trip_and_cannot_leave_their_collection() {
-        let object = Arc::new(Object::read(&[], "d/x", b"{\"kind\":\"A\",\"apiVersion\":\"v1\",\"metadata\":{}}", 1).expect("object"));
+        let object = Arc::new(
+            Object::read(&[], "d/x", b"{\"kind\":\"A\",\"apiVersion\":\"v1\",\"metadata\":{}}", 1)
+                .expect("object"),
+        );
         let text = token(7, Some(&object), "d/");
         assert_eq!(read_token(&text, "d/"), Ok((7, "d/x\0".to_owned())));
         let evil = BASE64.encode(json!({"v":"meta.k8s.io/v1","rv":7,"start":"../secrets/"}).to_string());

@@ -2,27 +2,32 @@
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use keelson_api::Status;
+use keelson_api::{Status, schema};
 use keelson_apiserver_core::{self as core, Context, DeleteOptions, Deletion, Target};
 use serde_json::Value;
 
 use crate::object::set_revision;
 use crate::present;
+use crate::read;
 use crate::request::{Accept, dry_run};
 use crate::respond::{self, Response};
 use crate::server::Call;
 use crate::write::{Decided, Next, Place};
-use crate::read;
+
+const DELETE_OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 
 /// Options from the body, overlaid by the query.
 fn options(call: &Call<'_>, bytes: &[u8]) -> Result<DeleteOptions, Status> {
     let mut options = DeleteOptions::default();
     if !bytes.is_empty() {
         let media_type = call.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
-        if media_type.starts_with("application/vnd.kubernetes.protobuf") {
-            return Err(Status::unsupported_media_type(&["application/json", "application/yaml"]));
-        }
-        options = DeleteOptions::from_value(&core::decode::parse_loose(bytes)?)?;
+        let given = if media_type.starts_with("application/vnd.kubernetes.protobuf") {
+            core::protobuf::decode_type(schema::builtin(), DELETE_OPTIONS, bytes)
+                .map_err(Status::bad_request)?
+        } else {
+            core::decode::parse_loose(bytes)?
+        };
+        options = DeleteOptions::from_value(&given)?;
     }
     let query = call.query;
     if let Ok(seconds) = query.get("gracePeriodSeconds").parse() {
@@ -54,7 +59,10 @@ fn decide(deletion: Deletion) -> Decided<Option<Value>> {
 ///
 /// # Errors
 /// As the core decides; 404 when it is not there.
-pub async fn delete_object(place: &Place<'_>, options: &DeleteOptions) -> Result<(Option<Value>, String, i64), Status> {
+pub async fn delete_object(
+    place: &Place<'_>,
+    options: &DeleteOptions,
+) -> Result<(Option<Value>, String, i64), Status> {
     let target = Target::object(place.resource, place.namespace, place.name);
     let mut uid = String::new();
     let step = |current: Option<&Value>, ctx: &Context| {

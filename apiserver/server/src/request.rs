@@ -101,7 +101,9 @@ impl Info {
         };
         let mut api = ApiPath { group: group.to_owned(), version: version.to_owned(), ..ApiPath::default() };
         let objects = match rest {
-            ["namespaces", namespace, inner, ..] if group.is_empty() && matches!(*inner, "status" | "finalize") => {
+            ["namespaces", namespace, inner, ..]
+                if group.is_empty() && matches!(*inner, "status" | "finalize") =>
+            {
                 api.namespace = (*namespace).to_owned();
                 rest
             }
@@ -170,7 +172,8 @@ pub struct Accept {
 }
 
 /// The media types a typed answer can have.
-pub const MEDIA_TYPES: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+pub const MEDIA_TYPES: [&str; 3] =
+    ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
 
 /// One clause of an `Accept` header: the type and its parameters.
 pub struct Clause<'a> {
@@ -193,7 +196,11 @@ pub fn clauses(headers: &HeaderMap) -> Vec<Clause<'_>> {
             let mut parts = clause.split(';').map(str::trim);
             let media_type = parts.next().filter(|m| !m.is_empty())?;
             let params: Vec<(&str, &str)> = parts.filter_map(|p| p.split_once('=')).collect();
-            let q = params.iter().find(|(n, _)| *n == "q").and_then(|(_, v)| v.parse::<f32>().ok()).unwrap_or(1.0);
+            let q = params
+                .iter()
+                .find(|(n, _)| *n == "q")
+                .and_then(|(_, v)| v.parse::<f32>().ok())
+                .unwrap_or(1.0);
             Some(((q.clamp(0.0, 1.0) * 1000.0) as u32, Clause { media_type, params }))
         })
         .collect();
@@ -247,7 +254,9 @@ impl Accept {
     /// 406 when JSON is not accepted.
     pub fn negotiate_watch(headers: &HeaderMap) -> Result<Accept, Status> {
         let partial = clauses(headers).iter().any(|c| {
-            c.media_type == "application/json" && c.param("as") == "PartialObjectMetadata" && c.param("v") == "v1"
+            c.media_type == "application/json"
+                && c.param("as") == "PartialObjectMetadata"
+                && c.param("v") == "v1"
         });
         if partial {
             let gzip = false;

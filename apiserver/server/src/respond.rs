@@ -86,7 +86,11 @@ pub fn warn(response: &mut Response, warnings: &[String]) {
 }
 
 /// A body of pieces made one after the other, compressed if asked for.
-pub fn pieces(content_type: &str, gzip: bool, pieces: impl Iterator<Item = Bytes> + Send + 'static) -> Response {
+pub fn pieces(
+    content_type: &str,
+    gzip: bool,
+    pieces: impl Iterator<Item = Bytes> + Send + 'static,
+) -> Response {
     if !gzip {
         return answer(200, content_type, stream(futures::stream::iter(pieces.map(Ok))));
     }

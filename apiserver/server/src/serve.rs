@@ -25,7 +25,12 @@ const MOST_STREAMS: u32 = 1000;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves until `stop`, then lets requests in flight end for at most the configured grace.
-pub async fn serve(server: Arc<Server>, listener: TcpListener, acceptor: TlsAcceptor, stop: CancellationToken) {
+pub async fn serve(
+    server: Arc<Server>,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    stop: CancellationToken,
+) {
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(MOST_CONNECTIONS));
     loop {
@@ -70,7 +75,8 @@ async fn connection(
         }
         Err(_) => return,
     };
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(tls::user);
+    let certificate =
+        stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).and_then(tls::user);
     let certificate = certificate.map(Arc::new);
     let service = service_fn(move |request| {
         let (server, certificate) = (server.clone(), certificate.clone());

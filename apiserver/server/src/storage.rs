@@ -14,8 +14,8 @@ use keelson_apiserver_core::Claim;
 use keelson_store_proto::client::Etcd;
 use keelson_store_proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use keelson_store_proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, ResponseOp, TxnRequest,
-    request_op::Request as Op, response_op::Response as Answer,
+    Compare, DeleteRangeRequest, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, ResponseOp,
+    TxnRequest, request_op::Request as Op, response_op::Response as Answer,
 };
 use keelson_store_proto::mvccpb::KeyValue;
 use tokio::sync::Mutex;
@@ -101,7 +101,10 @@ fn op(request: Op) -> RequestOp {
 }
 
 fn get(key: &str) -> RequestOp {
-    op(Op::RequestRange(RangeRequest { key: Bytes::copy_from_slice(key.as_bytes()), ..RangeRequest::default() }))
+    op(Op::RequestRange(RangeRequest {
+        key: Bytes::copy_from_slice(key.as_bytes()),
+        ..RangeRequest::default()
+    }))
 }
 
 fn put(key: &str, value: Bytes, lease: i64) -> RequestOp {

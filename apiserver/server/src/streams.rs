@@ -17,7 +17,17 @@ use crate::read;
 use crate::respond::{self, Body, Response};
 use crate::server::{Call, read_body};
 
-const QUERY_SAFE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'&').add(b'+').add(b'%').add(b'=').add(b'?').add(b'<').add(b'>');
+const QUERY_SAFE: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'&')
+    .add(b'+')
+    .add(b'%')
+    .add(b'=')
+    .add(b'?')
+    .add(b'<')
+    .add(b'>');
 const PATH_SAFE: &AsciiSet = &QUERY_SAFE.add(b'/');
 
 /// Answers a streaming subresource of a pod, a node or a service.
@@ -36,7 +46,12 @@ pub async fn answer(call: &Call<'_>, request: Request<Incoming>) -> Result<Respo
                 return Err(Status::bad_request("Upgrade request required"));
             }
             let container = container(call, &object)?;
-            let path = kubelet_path(call, action, Some(&container), &["command", "stdin", "stdout", "stderr", "tty"]);
+            let path = kubelet_path(
+                call,
+                action,
+                Some(&container),
+                &["command", "stdin", "stdout", "stderr", "tty"],
+            );
             upgrade(call, &object, request, &path).await
         }
         ("pods", "portforward") => {
@@ -67,7 +82,8 @@ fn kubelet_path(call: &Call<'_>, action: &str, container: Option<&str>, pass: &[
             if boolean && !call.query.flag(name) {
                 continue;
             }
-            let value = if boolean { "1".to_owned() } else { utf8_percent_encode(value, QUERY_SAFE).to_string() };
+            let value =
+                if boolean { "1".to_owned() } else { utf8_percent_encode(value, QUERY_SAFE).to_string() };
             path.push(if std::mem::take(&mut first) { '?' } else { '&' });
             path.push_str(&format!("{theirs}={value}"));
         }
@@ -97,9 +113,16 @@ fn container(call: &Call<'_>, pod: &Value) -> Result<String, Status> {
         {
             return Ok(only.clone());
         }
-        let mut message = format!("a container name must be specified for pod {name}, choose one of: [{}]", plain.join(" "));
+        let mut message = format!(
+            "a container name must be specified for pod {name}, choose one of: [{}]",
+            plain.join(" ")
+        );
         if !init.is_empty() {
-            message = format!("a container name must be specified for pod {name}, choose one of: [{} {}]", init.join(" "), plain.join(" "));
+            message = format!(
+                "a container name must be specified for pod {name}, choose one of: [{} {}]",
+                init.join(" "),
+                plain.join(" ")
+            );
         }
         return Err(Status::bad_request(message));
     }
@@ -127,7 +150,16 @@ async fn log(call: &Call<'_>, pod: &Value) -> Result<Response, Status> {
         return Ok(respond::answer(200, "text/plain", respond::full("")));
     }
     let node = node_of(call, pod)?;
-    let pass = ["follow", "previous", "sinceSeconds", "sinceTime", "timestamps", "tailLines", "limitBytes", "stream"];
+    let pass = [
+        "follow",
+        "previous",
+        "sinceSeconds",
+        "sinceTime",
+        "timestamps",
+        "tailLines",
+        "limitBytes",
+        "stream",
+    ];
     let path = kubelet_path(call, "containerLogs", Some(&container), &pass);
     let response = call.server.kubelets.get(&node, &path).await?;
     Ok(respond::answer(200, "text/plain", pass_on(response.into_body())))
@@ -137,7 +169,12 @@ fn pass_on(body: Incoming) -> Body {
     body.map_err(respond::BodyError::from).boxed_unsync()
 }
 
-async fn upgrade(call: &Call<'_>, pod: &Value, request: Request<Incoming>, path: &str) -> Result<Response, Status> {
+async fn upgrade(
+    call: &Call<'_>,
+    pod: &Value,
+    request: Request<Incoming>,
+    path: &str,
+) -> Result<Response, Status> {
     let node = node_of(call, pod)?;
     let response = call.server.kubelets.upgrade(&node, request, path).await?;
     Ok(response.map(|()| respond::full("")))
@@ -183,10 +220,18 @@ async fn proxy(call: &Call<'_>, object: &Value, request: Request<Incoming>) -> R
     } else {
         service_address(call, object, port)
     }
-    .ok_or_else(|| Status::unavailable(format!("no endpoints available for {} {:?}", call.resource.singular, call.path.name)))?;
+    .ok_or_else(|| {
+        Status::unavailable(format!(
+            "no endpoints available for {} {:?}",
+            call.resource.singular, call.path.name
+        ))
+    })?;
     let path = with_query(&format!("/{}", call.path.rest), &request);
     let refused = |e: std::io::Error| {
-        Status::unavailable(format!("error trying to reach {} {}: {e}", call.resource.singular, call.path.name))
+        Status::unavailable(format!(
+            "error trying to reach {} {}: {e}",
+            call.resource.singular, call.path.name
+        ))
     };
     let limit = std::time::Duration::from_secs(10);
     let connected = tokio::time::timeout(limit, TcpStream::connect((host.as_str(), port))).await;
@@ -203,7 +248,8 @@ async fn proxy(call: &Call<'_>, object: &Value, request: Request<Incoming>) -> R
     }
     let body = read_body(request.into_body()).await?;
     let onward = onward.body(Full::new(body)).map_err(Status::internal)?;
-    let (parts, body) = sender.send_request(onward).await.map_err(|e| Status::unavailable(e.to_string()))?.into_parts();
+    let (parts, body) =
+        sender.send_request(onward).await.map_err(|e| Status::unavailable(e.to_string()))?.into_parts();
     let mut response = http::Response::new(pass_on(body));
     *response.status_mut() = parts.status;
     copy_headers(&parts.headers, response.headers_mut());
@@ -211,8 +257,17 @@ async fn proxy(call: &Call<'_>, object: &Value, request: Request<Incoming>) -> R
 }
 
 fn copy_headers(from: &HeaderMap, to: &mut HeaderMap) {
-    let own = [CONNECTION, TRANSFER_ENCODING, HOST, UPGRADE, http::header::AUTHORIZATION, http::header::CONTENT_LENGTH];
-    for (name, value) in from.iter().filter(|(name, _)| !own.contains(name) && !name.as_str().starts_with("impersonate-")) {
+    let own = [
+        CONNECTION,
+        TRANSFER_ENCODING,
+        HOST,
+        UPGRADE,
+        http::header::AUTHORIZATION,
+        http::header::CONTENT_LENGTH,
+    ];
+    for (name, value) in
+        from.iter().filter(|(name, _)| !own.contains(name) && !name.as_str().starts_with("impersonate-"))
+    {
         to.append(name, value.clone());
     }
 }
@@ -234,11 +289,14 @@ fn service_address(call: &Call<'_>, service: &Value, port: &str) -> Option<(Stri
     let wanted = ports.iter().find(matches)?;
     let slices = call.server.view.list("discovery.k8s.io", "endpointslices", Some(call.namespace()));
     let name = &service["metadata"]["name"];
-    slices.iter().filter(|s| s["metadata"]["labels"]["kubernetes.io/service-name"] == *name).find_map(|slice| {
-        let named = |p: &&Value| p["name"].as_str().unwrap_or("") == wanted["name"].as_str().unwrap_or("");
-        let port = slice["ports"].as_array()?.iter().find(named)?["port"].as_u64()?;
-        let ready = |e: &&Value| e["conditions"]["ready"].as_bool().unwrap_or(true);
-        let endpoint = slice["endpoints"].as_array()?.iter().find(ready)?;
-        Some((endpoint["addresses"][0].as_str()?.to_owned(), u16::try_from(port).ok()?))
-    })
+    slices.iter().filter(|s| s["metadata"]["labels"]["kubernetes.io/service-name"] == *name).find_map(
+        |slice| {
+            let named =
+                |p: &&Value| p["name"].as_str().unwrap_or("") == wanted["name"].as_str().unwrap_or("");
+            let port = slice["ports"].as_array()?.iter().find(named)?["port"].as_u64()?;
+            let ready = |e: &&Value| e["conditions"]["ready"].as_bool().unwrap_or(true);
+            let endpoint = slice["endpoints"].as_array()?.iter().find(ready)?;
+            Some((endpoint["addresses"][0].as_str()?.to_owned(), u16::try_from(port).ok()?))
+        },
+    )
 }

@@ -23,7 +23,8 @@ use crate::write::{self, Decided, Next, Place};
 pub async fn answer(call: &Call<'_>, verb: &str, body: Incoming) -> Result<Response, Status> {
     match (call.path.subresource.as_str(), verb) {
         ("scale", "get") => {
-            let scale = core::scale::read(call.resource, &present::tree(call.resource, &read::fetch(call).await?))?;
+            let scale =
+                core::scale::read(call.resource, &present::tree(call.resource, &read::fetch(call).await?))?;
             present::value(&Accept::negotiate(call.headers, false)?, 200, &scale)
         }
         (_, "get") => {
@@ -43,7 +44,11 @@ pub async fn answer(call: &Call<'_>, verb: &str, body: Incoming) -> Result<Respo
 ///
 /// # Errors
 /// As the core decides.
-pub async fn virtual_resource(call: &Call<'_>, object: Value, warnings: &[String]) -> Result<Response, Status> {
+pub async fn virtual_resource(
+    call: &Call<'_>,
+    object: Value,
+    warnings: &[String],
+) -> Result<Response, Status> {
     let accept = Accept::negotiate(call.headers, false)?;
     if call.resource.plural == "bindings" {
         return bind_object(call, &object, object["metadata"]["name"].as_str().unwrap_or("")).await;
@@ -120,7 +125,8 @@ async fn evict(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
         Ok::<_, Status>(object.parse())
     };
     let mut dry_run = options.dry_run;
-    dry_run |= eviction["deleteOptions"]["dryRun"].as_array().is_some_and(|all| all.iter().any(|d| d == "All"));
+    dry_run |=
+        eviction["deleteOptions"]["dryRun"].as_array().is_some_and(|all| all.iter().any(|d| d == "All"));
     let decided = {
         let pod = pod().await?;
         call.with_context(|ctx| core::evict(&target, &pod, &eviction, ctx))?
@@ -138,7 +144,12 @@ async fn evict(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
 }
 
 /// Stores the budget after this disruption; on a lost race it is computed anew from the newer budget.
-async fn disrupt(call: &Call<'_>, target: &Target<'_>, eviction: &Value, budget: Value) -> Result<(), Status> {
+async fn disrupt(
+    call: &Call<'_>,
+    target: &Target<'_>,
+    eviction: &Value,
+    budget: Value,
+) -> Result<(), Status> {
     let budgets = resource::find("policy", "v1", "poddisruptionbudgets").ok_or_else(Status::no_such_path)?;
     let name = budget["metadata"]["name"].as_str().unwrap_or("").to_owned();
     let place = Place { resource: budgets, name: &name, ..Place::of(call) };
@@ -149,7 +160,9 @@ async fn disrupt(call: &Call<'_>, target: &Target<'_>, eviction: &Value, budget:
         let Some(object) = next else { return Ok(Decided { next: Next::Nothing, answer: () }) };
         // The core saw the budget in the view; only if that is the one at hand may it be replaced.
         let seen = ctx.view.get("policy", "poddisruptionbudgets", target.namespace, &name);
-        if seen.is_none_or(|seen| seen["metadata"]["resourceVersion"] != current["metadata"]["resourceVersion"]) {
+        if seen
+            .is_none_or(|seen| seen["metadata"]["resourceVersion"] != current["metadata"]["resourceVersion"])
+        {
             return Err(Status::too_many_requests("The disruption budget is being changed; try again", 1));
         }
         Ok(Decided { next: Next::Put { object, claims: vec![] }, answer: () })

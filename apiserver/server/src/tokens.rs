@@ -10,8 +10,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use keelson_apiserver_core::{UserInfo, View};
 use ring::rand::SystemRandom;
 use ring::signature::{
-    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, RSA_PKCS1_2048_8192_SHA256,
-    RSA_PKCS1_SHA256, RsaKeyPair, UnparsedPublicKey,
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _,
+    RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RsaKeyPair, UnparsedPublicKey,
 };
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{PrivateKeyDer, SubjectPublicKeyInfoDer};
@@ -51,8 +51,8 @@ pub struct Verified {
 }
 
 const EC_ALGORITHM: &[u8] = &[
-    0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03,
-    0x01, 0x07,
+    0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07,
 ];
 const RSA_ALGORITHM: &[u8] =
     &[0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
@@ -88,11 +88,13 @@ impl Verifier {
     fn new(rsa: bool, key: &[u8]) -> anyhow::Result<Verifier> {
         let info = spki(rsa, key);
         let id = digest(&info);
-        let (_, parsed) = <x509_parser::x509::SubjectPublicKeyInfo as x509_parser::prelude::FromDer<_>>::from_der(&info)
-            .map_err(|e| anyhow!("unusable public key: {e}"))?;
+        let (_, parsed) =
+            <x509_parser::x509::SubjectPublicKeyInfo as x509_parser::prelude::FromDer<_>>::from_der(&info)
+                .map_err(|e| anyhow!("unusable public key: {e}"))?;
         let jwk = match parsed.parsed() {
             Ok(x509_parser::public_key::PublicKey::RSA(rsa)) => {
-                let trim = |n: &[u8]| BASE64.encode(n.iter().copied().skip_while(|b| *b == 0).collect::<Vec<u8>>());
+                let trim =
+                    |n: &[u8]| BASE64.encode(n.iter().copied().skip_while(|b| *b == 0).collect::<Vec<u8>>());
                 json!({"use": "sig", "kty": "RSA", "kid": id, "alg": "RS256", "n": trim(rsa.modulus), "e": trim(rsa.exponent)})
             }
             Ok(_) if key.len() == 65 => json!({
@@ -115,7 +117,8 @@ impl Verifier {
 
 /// A signing key from PEM.
 fn signer(pem: &[u8]) -> anyhow::Result<Signer> {
-    const HELP: &str = "the service account key (--service-account-signing-key-file) must be RSA or ECDSA P-256 in PEM";
+    const HELP: &str =
+        "the service account key (--service-account-signing-key-file) must be RSA or ECDSA P-256 in PEM";
     let key = PrivateKeyDer::from_pem_slice(pem).map_err(|e| anyhow!("{HELP}: {e}"))?;
     let rng = SystemRandom::new();
     match &key {
@@ -155,7 +158,8 @@ impl Signer {
             }
             Signer::Rsa(key) => {
                 let mut out = vec![0; key.public().modulus_len()];
-                key.sign(&RSA_PKCS1_SHA256, &rng, message, &mut out).map_err(|_| anyhow!("signing failed"))?;
+                key.sign(&RSA_PKCS1_SHA256, &rng, message, &mut out)
+                    .map_err(|_| anyhow!("signing failed"))?;
                 Ok(out)
             }
         }
@@ -169,8 +173,9 @@ fn verifier(pem: &[u8]) -> anyhow::Result<Verifier> {
     }
     let info = SubjectPublicKeyInfoDer::from_pem_slice(pem)
         .map_err(|e| anyhow!("a service account key (--service-account-key-file) is no PEM key: {e}"))?;
-    let (_, parsed) = <x509_parser::x509::SubjectPublicKeyInfo as x509_parser::prelude::FromDer<_>>::from_der(&info)
-        .map_err(|e| anyhow!("unusable public key: {e}"))?;
+    let (_, parsed) =
+        <x509_parser::x509::SubjectPublicKeyInfo as x509_parser::prelude::FromDer<_>>::from_der(&info)
+            .map_err(|e| anyhow!("unusable public key: {e}"))?;
     let rsa = matches!(parsed.parsed(), Ok(x509_parser::public_key::PublicKey::RSA(_)));
     Verifier::new(rsa, &parsed.subject_public_key.data)
 }
@@ -180,7 +185,12 @@ impl Tokens {
     ///
     /// # Errors
     /// A key is unusable; the error says which.
-    pub fn new(signing: &[u8], more: &[Vec<u8>], issuer: &str, audiences: &[String]) -> anyhow::Result<Arc<Tokens>> {
+    pub fn new(
+        signing: &[u8],
+        more: &[Vec<u8>],
+        issuer: &str,
+        audiences: &[String],
+    ) -> anyhow::Result<Arc<Tokens>> {
         let signer = signer(signing)?;
         let mut verifiers = vec![signer.verifier()?];
         for pem in more {
@@ -231,7 +241,9 @@ impl Tokens {
         let algorithm = header["alg"].as_str()?;
         let good = self.verifiers.iter().any(|v| {
             let named = kid.is_none_or(|kid| kid == v.id);
-            named && algorithm == (if v.rsa { "RS256" } else { "ES256" }) && v.check(message.as_bytes(), &signature)
+            named
+                && algorithm == (if v.rsa { "RS256" } else { "ES256" })
+                && v.check(message.as_bytes(), &signature)
         });
         if !good {
             return None;
@@ -244,7 +256,13 @@ impl Tokens {
     ///
     /// # Errors
     /// Why it is refused, in words.
-    pub fn verify(&self, token: &str, wanted: &[String], now: i64, view: &dyn View) -> Result<Verified, String> {
+    pub fn verify(
+        &self,
+        token: &str,
+        wanted: &[String],
+        now: i64,
+        view: &dyn View,
+    ) -> Result<Verified, String> {
         let claims = self.claims(token).ok_or("invalid bearer token")?;
         if claims["iss"] != json!(self.issuer) {
             return Err("the token is of another issuer".to_owned());
@@ -356,7 +374,10 @@ mod tests {
         assert!(tokens.verify(&gone, &[], 1500, &Account).is_err(), "another account of the same name");
         let mut pod = claims("u1");
         pod["kubernetes.io"]["pod"] = json!({"name":"p","uid":"u"});
-        assert!(tokens.verify(&tokens.sign(pod).expect("signed"), &[], 1500, &Account).is_err(), "pod is gone");
+        assert!(
+            tokens.verify(&tokens.sign(pod).expect("signed"), &[], 1500, &Account).is_err(),
+            "pod is gone"
+        );
     }
 
     #[test]

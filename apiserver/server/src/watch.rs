@@ -87,7 +87,11 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
             };
             call.server.hub.wait(revision, call.deadline.min(soon())).await?;
             let (objects, at, cursor) = cache.list_and_cursor(&prefix);
-            start.initial = if query.has("sendInitialEvents") && !initial_events { VecDeque::new() } else { objects.into() };
+            start.initial = if query.has("sendInitialEvents") && !initial_events {
+                VecDeque::new()
+            } else {
+                objects.into()
+            };
             (start.cursor, start.after) = (cursor, at);
             start.initial_end = initial_events.then(|| at.max(revision));
         }
@@ -137,13 +141,22 @@ struct Start {
 fn check(call: &Call<'_>, initial_events: bool) -> Result<(), Status> {
     let how = call.query.get("resourceVersionMatch");
     if call.query.has("sendInitialEvents") && how != "NotOlderThan" {
-        return Err(bad_option("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+        return Err(bad_option(
+            "resourceVersionMatch",
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ));
     }
     if initial_events && !call.query.flag("allowWatchBookmarks") {
-        return Err(bad_option("allowWatchBookmarks", "sendInitialEvents requires setting allowWatchBookmarks to true"));
+        return Err(bad_option(
+            "allowWatchBookmarks",
+            "sendInitialEvents requires setting allowWatchBookmarks to true",
+        ));
     }
     if !how.is_empty() && !call.query.has("sendInitialEvents") {
-        return Err(bad_option("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+        return Err(bad_option(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        ));
     }
     Ok(())
 }
@@ -281,7 +294,8 @@ impl Watch {
             (true, true) => self.send(out, "MODIFIED", &change.object),
             (true, false) if change.deleted => self.send(out, "DELETED", &change.object),
             (true, false) => {
-                let last = change.before.as_ref().and_then(|b| b.deleted_at(&self.cache.resources, change.revision));
+                let last =
+                    change.before.as_ref().and_then(|b| b.deleted_at(&self.cache.resources, change.revision));
                 if let Some(last) = last {
                     self.send(out, "DELETED", &last);
                 }
@@ -301,7 +315,14 @@ impl Watch {
             Form::Table => {
                 let columns = std::mem::take(&mut self.first_table);
                 let metadata = json!({"resourceVersion": object.revision.to_string()});
-                table::table(self.resource, &[&value], metadata, jiff::Timestamp::now(), self.include, columns)
+                table::table(
+                    self.resource,
+                    &[&value],
+                    metadata,
+                    jiff::Timestamp::now(),
+                    self.include,
+                    columns,
+                )
             }
         };
         write_event(out, kind, shown.to_string().as_bytes());
@@ -313,4 +334,3 @@ enum Woken {
     Bookmark,
     End,
 }
-

@@ -6,10 +6,10 @@
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use keelson_api::{Resource, Status};
+use keelson_apiserver_core as core;
 use keelson_apiserver_core::{
     Claim, Context, FieldValidation, Outcome, PatchType, Target, UserInfo, WriteOptions, convert, decode,
 };
-use keelson_apiserver_core as core;
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -60,7 +60,11 @@ impl<'a> Place<'a> {
     }
 
     fn below(&self) -> String {
-        if self.namespace.is_empty() { self.name.to_owned() } else { format!("{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            self.name.to_owned()
+        } else {
+            format!("{}/{}", self.namespace, self.name)
+        }
     }
 
     /// The object as the cache has it.
@@ -75,7 +79,10 @@ impl<'a> Place<'a> {
         self.server.hub.wait(revision, self.deadline).await?;
         let Some(kv) = found else { return Ok(None) };
         let mut value: Value = serde_json::from_slice(&kv.value).map_err(|e| {
-            Status::internal(format!("the stored {} is not readable ({e}): delete or rewrite it", self.resource.kind))
+            Status::internal(format!(
+                "the stored {} is not readable ({e}): delete or rewrite it",
+                self.resource.kind
+            ))
         })?;
         set_revision(&mut value, kv.mod_revision);
         Ok(Some((value, kv.mod_revision)))
@@ -98,7 +105,8 @@ impl<'a> Place<'a> {
         for _ in 0..=ATTEMPTS * 4 {
             let current = if fresh { self.stored(&key).await? } else { self.cached() };
             let revision = current.as_ref().map_or(0, |(_, revision)| *revision);
-            let decided = server.with_context(self.user, |ctx| step(current.as_ref().map(|(value, _)| value), ctx));
+            let decided =
+                server.with_context(self.user, |ctx| step(current.as_ref().map(|(value, _)| value), ctx));
             let (next, answer) = match decided {
                 Err(_) | Ok(Decided { next: Next::Nothing, .. }) if !fresh => {
                     fresh = true;
@@ -126,7 +134,12 @@ impl<'a> Place<'a> {
 }
 
 /// Writes with the lease that the resource's objects have.
-async fn store(server: &Server, resource: &Resource, mut write: Write<'_>, deadline: Instant) -> Result<Written, Status> {
+async fn store(
+    server: &Server,
+    resource: &Resource,
+    mut write: Write<'_>,
+    deadline: Instant,
+) -> Result<Written, Status> {
     let storage: &Storage = &server.storage;
     let leased = resource.plural == "events" && write.value.is_some();
     if leased {
@@ -160,7 +173,12 @@ pub fn options(call: &Call<'_>, kind: &str) -> Result<WriteOptions, Status> {
     if field_manager.is_empty() && kind != "PatchOptions" || field_manager.is_empty() && !is_apply(call) {
         field_manager = user_agent(call);
     }
-    Ok(WriteOptions { dry_run: dry_run(query, kind)?, field_manager, field_validation, force: query.flag("force") })
+    Ok(WriteOptions {
+        dry_run: dry_run(query, kind)?,
+        field_manager,
+        field_validation,
+        force: query.flag("force"),
+    })
 }
 
 fn is_apply(call: &Call<'_>) -> bool {
@@ -182,7 +200,12 @@ fn media_type<'a>(call: &Call<'a>) -> &'a str {
 ///
 /// # Errors
 /// 400 or 415.
-pub fn body(call: &Call<'_>, target: &Target, bytes: &[u8], validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
+pub fn body(
+    call: &Call<'_>,
+    target: &Target,
+    bytes: &[u8],
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>), Status> {
     let media_type = match media_type(call) {
         "" => "application/json",
         given => given,
@@ -211,7 +234,11 @@ pub async fn create(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
 ///
 /// # Errors
 /// As the core decides; 409 when it exists.
-pub async fn create_object(place: &Place<'_>, object: Value, options: &WriteOptions) -> Result<(Outcome, i64), Status> {
+pub async fn create_object(
+    place: &Place<'_>,
+    object: Value,
+    options: &WriteOptions,
+) -> Result<(Outcome, i64), Status> {
     let (server, resource) = (place.server, place.resource);
     let target = Target::collection(resource, place.namespace);
     let generated = object["metadata"]["name"].as_str().unwrap_or("").is_empty();
@@ -232,7 +259,11 @@ pub async fn create_object(place: &Place<'_>, object: Value, options: &WriteOpti
         let key = resource.key(place.namespace, &name).ok_or_else(Status::method_not_allowed)?;
         if options.dry_run {
             let (found, _) = server.storage.get(&key, place.deadline).await?;
-            return if found.is_some() { Err(Status::already_exists(resource, &name)) } else { Ok((outcome, 0)) };
+            return if found.is_some() {
+                Err(Status::already_exists(resource, &name))
+            } else {
+                Ok((outcome, 0))
+            };
         }
         let value = Some(Bytes::from(encode(&outcome.object)));
         let write = Write { key: &key, revision: 0, value, claims: &outcome.claims, lease: 0 };
@@ -243,7 +274,11 @@ pub async fn create_object(place: &Place<'_>, object: Value, options: &WriteOpti
             }
             Written::Changed => {}
             Written::Taken if attempt >= ATTEMPTS * 4 => {
-                return Err(Status::server_timeout(resource, "no free address or port could be claimed; try again", 1));
+                return Err(Status::server_timeout(
+                    resource,
+                    "no free address or port could be claimed; try again",
+                    1,
+                ));
             }
             Written::Taken => {
                 let revision = server.storage.revision(place.deadline).await?;
@@ -270,7 +305,13 @@ pub fn next(outcome: &Outcome) -> Next {
 ///
 /// # Errors
 /// 406 as negotiated.
-pub fn finish(call: &Call<'_>, code: u16, outcome: Outcome, mut warnings: Vec<String>, revision: i64) -> Result<Response, Status> {
+pub fn finish(
+    call: &Call<'_>,
+    code: u16,
+    outcome: Outcome,
+    mut warnings: Vec<String>,
+    revision: i64,
+) -> Result<Response, Status> {
     let mut object = match outcome.answer {
         Some(answer) => answer,
         None if present::converted(call.resource) => convert::from_stored(call.resource, outcome.object),
@@ -309,8 +350,10 @@ pub async fn update(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
 /// As the core decides, 409, 415, 503.
 pub async fn patch(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
     Accept::negotiate(call.headers, false)?;
-    let kind = PatchType::from_media_type(media_type(call)).ok_or_else(|| {
-        Status { bare: false, message: "415: Unsupported Media Type".to_owned(), ..Status::unsupported_media_type(&[]) }
+    let kind = PatchType::from_media_type(media_type(call)).ok_or_else(|| Status {
+        bare: false,
+        message: "415: Unsupported Media Type".to_owned(),
+        ..Status::unsupported_media_type(&[])
     })?;
     let options = options(call, "PatchOptions")?;
     let target = call.target();
