@@ -5,12 +5,18 @@
 //! the exact number of unique states at [`Bound::Smoke`], so that a change in reach is a reviewed diff.
 
 pub mod catalogue;
+pub mod controllers;
 pub mod store;
 
 pub use catalogue::{Bound, Entry, Property, Report};
 
 /// Every model.
 pub const MODELS: &[Entry] = &[
+    Entry {
+        name: "controllers-replicaset",
+        description: "a ReplicaSet never overshoots and always converges, on stale views and cut plans",
+        run: controllers::replicaset::run,
+    },
     Entry {
         name: "store-kv",
         description: "apply under duplicates, restarts, snapshot installs and scrubs equals an undisturbed member",

@@ -1,0 +1,3 @@
+//! Models of the shipped reconcilers.
+
+pub mod replicaset;
