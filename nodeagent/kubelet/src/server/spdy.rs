@@ -45,6 +45,8 @@ impl Encoder {
         packed.put_u16_le(block.len() as u16);
         packed.put_u16_le(!(block.len() as u16));
         packed.put_slice(&block);
+        // An empty stored block: readers hand out what they have at it, and not before.
+        packed.put_slice(&[0, 0, 0, 0xff, 0xff]);
         control(out, SYN_STREAM, 0, packed.len() + 10);
         out.put_u32(id);
         out.put_u32(0);
