@@ -12,12 +12,7 @@ use keelson_api::{ErrorList, FieldError, Path, Status};
 use serde_json::{Value, json};
 
 /// What the store should hold after a POST. The object comes from [`decode`](crate::decode::decode).
-pub fn create(
-    target: &Target,
-    object: Value,
-    options: &WriteOptions,
-    ctx: &Context,
-) -> Result<Outcome, Status> {
+pub fn create(target: &Target, object: Value, options: &WriteOptions, ctx: &Context) -> Result<Outcome, Status> {
     create_with(target, object, options, ctx, |object| {
         managed::update(target, None, object, &options.field_manager, ctx.now)
     })
@@ -124,8 +119,7 @@ fn uid_mismatch(target: &Target, wanted: &str, found: &str) -> Status {
 fn check_version(target: &Target, current: &Value, new: &Value) -> Result<(), Status> {
     let given = text(new, "metadata.resourceVersion");
     if !given.is_empty() && given.parse::<u64>().is_err() {
-        let message =
-            format!("strconv.ParseUint: parsing {}: invalid syntax", keelson_api::field::quote(given));
+        let message = format!("strconv.ParseUint: parsing {}: invalid syntax", keelson_api::field::quote(given));
         return Err(Status { code: 500, message, bare: true, ..Status::default() });
     }
     let uid = text(new, "metadata.uid");
@@ -185,12 +179,7 @@ pub(crate) fn update_with(
 }
 
 /// Compares with the current object and decides whether the last finalizer is gone.
-pub(crate) fn outcome(
-    current: &Value,
-    object: Value,
-    warnings: Vec<String>,
-    claims: Vec<crate::context::Claim>,
-) -> Outcome {
+pub(crate) fn outcome(current: &Value, object: Value, warnings: Vec<String>, claims: Vec<crate::context::Claim>) -> Outcome {
     let mut before = current.clone();
     clean(&mut before);
     let unchanged = before == object;
@@ -208,9 +197,7 @@ fn reset(target: &Target, current: &Value, new: &mut Value) {
         None => {}
         Some("status") => {
             let keys: Vec<String> = union_keys(current, new);
-            for key in
-                keys.iter().filter(|k| !matches!(k.as_str(), "status" | "metadata" | "apiVersion" | "kind"))
-            {
+            for key in keys.iter().filter(|k| !matches!(k.as_str(), "status" | "metadata" | "apiVersion" | "kind")) {
                 crate::value::copy(current, new, key);
             }
         }
@@ -219,9 +206,9 @@ fn reset(target: &Target, current: &Value, new: &mut Value) {
 }
 
 fn union_keys(a: &Value, b: &Value) -> Vec<String> {
-    let mut keys: Vec<String> =
-        [a, b].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys().cloned()).collect();
+    let mut keys: Vec<String> = [a, b].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys().cloned()).collect();
     keys.sort();
     keys.dedup();
     keys
 }
+

@@ -6,9 +6,7 @@
 
 use keelson_api::{RESOURCES, Resource, Status, resource};
 use keelson_apiserver_core as core;
-use keelson_apiserver_core::{
-    Context, DeleteOptions, Deletion, FieldValidation, PatchType, Target, UserInfo, View, WriteOptions,
-};
+use keelson_apiserver_core::{Context, DeleteOptions, Deletion, FieldValidation, PatchType, Target, UserInfo, View, WriteOptions};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,11 +25,7 @@ const FILES: [(&str, f64); 8] = [
 ];
 
 fn corpus() -> Option<PathBuf> {
-    let roots = [
-        std::env::var("KEELSON_SHARED").ok(),
-        Some("../../../shared".into()),
-        Some("../../../../shared".into()),
-    ];
+    let roots = [std::env::var("KEELSON_SHARED").ok(), Some("../../../shared".into()), Some("../../../../shared".into())];
     roots.into_iter().flatten().map(|r| PathBuf::from(r).join("data/kubernetes-corpus")).find(|p| p.is_dir())
 }
 
@@ -48,16 +42,10 @@ impl View for Store {
         self.objects.get(&key).map(|(o, _)| o.clone())
     }
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
-        let Some(prefix) =
-            resource::find_preferred(group, plural).and_then(|r| r.prefix(namespace.unwrap_or("")))
-        else {
+        let Some(prefix) = resource::find_preferred(group, plural).and_then(|r| r.prefix(namespace.unwrap_or(""))) else {
             return vec![];
         };
-        self.objects
-            .range(prefix.clone()..)
-            .take_while(|(k, _)| k.starts_with(&prefix))
-            .map(|(_, (o, _))| o.clone())
-            .collect()
+        self.objects.range(prefix.clone()..).take_while(|(k, _)| k.starts_with(&prefix)).map(|(_, (o, _))| o.clone()).collect()
     }
 }
 
@@ -112,10 +100,7 @@ fn route(path: &str) -> Option<(&'static Resource, String, String, Option<String
 
 fn query(path: &str) -> BTreeMap<String, String> {
     let text = path.split_once('?').map_or("", |(_, q)| q);
-    text.split('&')
-        .filter_map(|p| p.split_once('='))
-        .map(|(k, v)| (k.into(), v.replace("%3D", "=").replace("%2C", ",")))
-        .collect()
+    text.split('&').filter_map(|p| p.split_once('=')).map(|(k, v)| (k.into(), v.replace("%3D", "=").replace("%2C", ","))).collect()
 }
 
 /// One request; `Ok(None)` when it cannot be judged here.
@@ -131,12 +116,7 @@ fn request(store: &mut Store, case: &Value, body: &[u8], path: &str) -> Option<R
         if !["status", "scale", "finalize", "ephemeralcontainers", "approval"].contains(&sub.as_str()) {
             return None;
         }
-        let verb = match method {
-            "PUT" => "update",
-            "PATCH" => "patch",
-            "GET" => "get",
-            _ => return None,
-        };
+        let verb = match method { "PUT" => "update", "PATCH" => "patch", "GET" => "get", _ => return None };
         if !known.verbs.iter().any(|v| v == verb) {
             return None;
         }
@@ -150,33 +130,21 @@ fn request(store: &mut Store, case: &Value, body: &[u8], path: &str) -> Option<R
     let options = WriteOptions {
         dry_run: q.contains_key("dryRun"),
         field_manager: q.get("fieldManager").cloned().unwrap_or_else(|| {
-            headers["User-Agent"]
-                .as_str()
-                .map_or("unknown".into(), |u| u.split('/').next().unwrap_or("").into())
+            headers["User-Agent"].as_str().map_or("unknown".into(), |u| u.split('/').next().unwrap_or("").into())
         }),
-        field_validation: FieldValidation::parse(q.get("fieldValidation").map_or("", |s| s))
-            .unwrap_or_default(),
+        field_validation: FieldValidation::parse(q.get("fieldValidation").map_or("", |s| s)).unwrap_or_default(),
         force: q.get("force").is_some_and(|f| f == "true"),
     };
     if q.get("dryRun").is_some_and(|d| d != "All") {
         return None;
     }
-    if q.get("fieldValidation").is_some_and(|v| FieldValidation::parse(v).is_none())
-        || options.field_manager.len() > 128
-    {
+    if q.get("fieldValidation").is_some_and(|v| FieldValidation::parse(v).is_none()) || options.field_manager.len() > 128 {
         return None;
     }
     store.counter += 1;
     let uid = format!("11111111-0000-4000-8000-{:012x}", store.counter);
-    let user = UserInfo {
-        name: "admin".into(),
-        groups: vec!["system:masters".into(), "system:authenticated".into()],
-        ..UserInfo::default()
-    };
-    let current = r
-        .key(&namespace, &name)
-        .and_then(|k| store.objects.get(&k))
-        .map(|(o, _)| core::convert::from_stored(r, (**o).clone()));
+    let user = UserInfo { name: "admin".into(), groups: vec!["system:masters".into(), "system:authenticated".into()], ..UserInfo::default() };
+    let current = r.key(&namespace, &name).and_then(|k| store.objects.get(&k)).map(|(o, _)| core::convert::from_stored(r, (**o).clone()));
     let view = std::mem::take(store);
     let ctx = Context {
         now: "2026-01-02T03:04:05Z".parse().unwrap(),
@@ -222,23 +190,18 @@ fn act(
             (Some(c), Some("scale")) => core::scale::read(target.resource, c).map(Step::Read),
             (Some(c), _) => Ok(Step::Read(c.clone())),
         },
-        "POST" if target.name.is_empty() => {
-            core::decode(target, content_type, body, options.field_validation)
-                .and_then(|(v, _)| core::create(target, v, options, ctx))
-                .map(Step::Write)
-        }
-        "PUT" if !target.name.is_empty() => {
-            core::decode(target, content_type, body, options.field_validation)
-                .and_then(|(v, _)| core::update(target, current, v, options, ctx))
-                .map(Step::Write)
-        }
+        "POST" if target.name.is_empty() => core::decode(target, content_type, body, options.field_validation)
+            .and_then(|(v, _)| core::create(target, v, options, ctx))
+            .map(Step::Write),
+        "PUT" if !target.name.is_empty() => core::decode(target, content_type, body, options.field_validation)
+            .and_then(|(v, _)| core::update(target, current, v, options, ctx))
+            .map(Step::Write),
         "PATCH" if !target.name.is_empty() => {
             let kind = PatchType::from_media_type(content_type)?;
             core::patch(target, current, kind, body, options, ctx).map(Step::Write)
         }
         "DELETE" if !target.name.is_empty() => {
-            let body: Value =
-                if body.is_empty() { json!({}) } else { serde_json::from_slice(body).unwrap_or(Value::Null) };
+            let body: Value = if body.is_empty() { json!({}) } else { serde_json::from_slice(body).unwrap_or(Value::Null) };
             if body.get("kind").is_some_and(|k| k != "DeleteOptions") {
                 return None;
             }
@@ -261,14 +224,7 @@ fn act(
     })
 }
 
-fn carry_out(
-    store: &mut Store,
-    r: &'static Resource,
-    step: Step,
-    dry: bool,
-    namespace: &str,
-    name: &str,
-) -> Answer {
+fn carry_out(store: &mut Store, r: &'static Resource, step: Step, dry: bool, namespace: &str, name: &str) -> Answer {
     match step {
         Step::Read(v) => ok(200, v),
         Step::Write(o) => {
@@ -316,9 +272,7 @@ fn normal(v: &Value, managed: bool) -> Value {
                     if !managed {
                         meta.remove("managedFields");
                     }
-                    for entry in
-                        meta.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten()
-                    {
+                    for entry in meta.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
                         entry.as_object_mut().map(|e| e.remove("time"));
                     }
                     out.insert(k.clone(), normal(&Value::Object(meta), true));
@@ -348,9 +302,7 @@ fn same(want: &Value, got: &Value) -> bool {
             }
             pattern(w, g)
         }
-        (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|g| same(v, g)))
-        }
+        (Value::Object(a), Value::Object(b)) => a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|g| same(v, g))),
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(x, y)| same(x, y)),
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
         (a, b) => a == b,
@@ -365,12 +317,7 @@ fn differences(want: &Value, got: &Value, path: &str, out: &mut Vec<String>) {
             // The causes say the same as the message.
             let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
             for k in keys.into_iter().filter(|k| *k != "causes" || a.get("message").is_none()) {
-                differences(
-                    a.get(k).unwrap_or(&Value::Null),
-                    b.get(k).unwrap_or(&Value::Null),
-                    &format!("{path}.{k}"),
-                    out,
-                );
+                differences(a.get(k).unwrap_or(&Value::Null), b.get(k).unwrap_or(&Value::Null), &format!("{path}.{k}"), out);
             }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
@@ -454,8 +401,7 @@ fn replay(name: &str, only: Option<&str>) -> Option<(usize, usize, BTreeMap<Stri
         judged += 1;
         let managed = want["body"]["metadata"].get("managedFields").is_some();
         let (w, g) = (normal(&want["body"], managed), normal(&got, managed));
-        let fine = want["code"] == code
-            && (want["body"] == "not compared" || want.get("body").is_none() || same(&w, &g));
+        let fine = want["code"] == code && (want["body"] == "not compared" || want.get("body").is_none() || same(&w, &g));
         if fine {
             agreed += 1;
             continue;
@@ -530,10 +476,7 @@ fn recorded_requests_are_answered_alike() {
         let Some((agreed, judged, wrong)) = replay(name, only.as_deref()) else { continue };
         println!("{name}: {agreed}/{judged} {wrong:?}");
         if only.is_none() {
-            assert!(
-                agreed as f64 >= least * judged as f64,
-                "{name}: {agreed} of {judged} agree; KEELSON_CORPUS=<id> shows the rest"
-            );
+            assert!(agreed as f64 >= least * judged as f64, "{name}: {agreed} of {judged} agree; KEELSON_CORPUS=<id> shows the rest");
         }
     }
 }

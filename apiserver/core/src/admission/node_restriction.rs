@@ -12,13 +12,10 @@ const RESTRICTED: &str = "node-restriction.kubernetes.io/";
 
 pub fn create(target: &Target, object: &Value, ctx: &Context) -> Result<(), Status> {
     let Some(node) = node_name(ctx.user) else { return Ok(()) };
-    let forbidden =
-        |cause: String| Err(Status::forbidden(target.resource, text(object, "metadata.name"), &cause));
+    let forbidden = |cause: String| Err(Status::forbidden(target.resource, text(object, "metadata.name"), &cause));
     if is(target, "", "pods") {
         if at(object, "metadata.annotations").get("kubernetes.io/config.mirror").is_none() {
-            return forbidden(format!(
-                "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
-            ));
+            return forbidden(format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"));
         }
         if text(object, "spec.nodeName") != node {
             return forbidden(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
@@ -26,10 +23,7 @@ pub fn create(target: &Target, object: &Value, ctx: &Context) -> Result<(), Stat
         return Ok(());
     }
     if is(target, "", "nodes") && text(object, "metadata.name") != node {
-        return forbidden(format!(
-            "node {node:?} is not allowed to modify node {:?}",
-            text(object, "metadata.name")
-        ));
+        return forbidden(format!("node {node:?} is not allowed to modify node {:?}", text(object, "metadata.name")));
     }
     if is(target, "", "nodes") {
         return labels(target, &Value::Null, object, node);
@@ -45,9 +39,7 @@ pub fn update(target: &Target, current: &Value, new: &Value, ctx: &Context) -> R
             return forbidden(format!("unexpected update of pod by node {node:?}"));
         }
         if text(current, "spec.nodeName") != node {
-            return forbidden(format!(
-                "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
-            ));
+            return forbidden(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
         }
         return Ok(());
     }
@@ -84,8 +76,7 @@ fn own(target: &Target, name: &str, node: &str) -> Result<(), Status> {
         return Err(Status::forbidden(target.resource, name, &cause));
     }
     if (lease || is(target, "storage.k8s.io", "csinodes")) && name != node {
-        let cause =
-            format!("can only access {} with the same name as the requesting node", target.resource.singular);
+        let cause = format!("can only access {} with the same name as the requesting node", target.resource.singular);
         return Err(Status::forbidden(target.resource, name, &cause));
     }
     Ok(())
