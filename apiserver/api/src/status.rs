@@ -63,6 +63,12 @@ impl Status {
     pub fn already_exists(res: &Resource, name: &str) -> Status {
         Status::of(409, "AlreadyExists", format!("{} \"{name}\" already exists", res.group_resource())).about(res, name)
     }
+    /// 409 for a name whose object is on its way out.
+    pub fn being_deleted(res: &Resource, name: &str) -> Status {
+        let mut status = Status::already_exists(res, name);
+        status.message = format!("object is being deleted: {}", status.message);
+        status
+    }
     /// 409 with a cause in words.
     pub fn conflict(res: &Resource, name: &str, cause: &str) -> Status {
         let what = res.group_resource();

@@ -4,7 +4,7 @@
 
 use crate::context::{Context, FieldValidation, Outcome, PatchType, Target, WriteOptions};
 use crate::value::{text, take};
-use crate::{decode, managed, scale, strategic, write};
+use crate::{decode, managed, meta, scale, strategic, write};
 use keelson_api::{FieldError, Path, Status, schema};
 use serde_json::Value;
 
@@ -30,8 +30,15 @@ pub fn patch(
     let (mut patched, strict) = apply_patch(target, &before, patch_type, body)?;
     let shape = decode::shape_for(target)?;
     check_kind(target, &patched)?;
+    let (group, version, kind) = decode::body_kind(target);
+    crate::value::set(&mut patched, "apiVersion", if group.is_empty() { version } else { format!("{group}/{version}") });
+    crate::value::set(&mut patched, "kind", kind);
     let shown = patched.clone();
     decode::normalize(schema::builtin(), &shape, &mut patched).map_err(|e| match patch_type {
+        PatchType::Strategic if e.starts_with("illegal") => {
+            let shown = go_map(&serde_json::from_slice(body).unwrap_or(Value::Null));
+            unprocessable(&shown, &format!("error decoding from json: {e}"))
+        }
         PatchType::Strategic => unprocessable(&go_map(&serde_json::from_slice(body).unwrap_or(Value::Null)), &e),
         _ => unprocessable(&shown.to_string(), &e),
     })?;
@@ -46,7 +53,13 @@ pub fn patch(
     if !target.resource.namespaced {
         take(&mut patched, "metadata.namespace");
     }
-    let mut outcome = write::update(target, Some(current), patched, options, ctx)?;
+    let mut outcome = if is_scale {
+        scale::update(target, Some(current), patched, options, ctx)?
+    } else {
+        meta::check_name(target, &patched)?;
+        meta::place(target, &mut patched)?;
+        write::update_existing(target, current, patched, options, ctx)?
+    };
     outcome.warnings.splice(0..0, strict);
     Ok(outcome)
 }
@@ -87,7 +100,8 @@ fn check_kind(target: &Target, patched: &Value) -> Result<(), Status> {
     let (group, version, kind) = decode::body_kind(target);
     let want = if group.is_empty() { version } else { format!("{group}/{version}") };
     let (given_version, given_kind) = (text(patched, "apiVersion"), text(patched, "kind"));
-    if given_version == want && given_kind == kind {
+    let fits = |given: &str, want: &str| given.is_empty() || given == want;
+    if fits(given_version, &want) && fits(given_kind, &kind) {
         return Ok(());
     }
     let detail = format!("{given_kind} in version \"{given_version}\" is not what this path takes ({kind} in {want})");
@@ -137,6 +151,10 @@ fn json_patch(before: &Value, parsed: Value) -> Result<Value, Status> {
 fn lenient(operation: &Value, object: &Value) -> Value {
     let mut operation = operation.clone();
     let kind = text(&operation, "op").to_string();
+    if kind == "test" && operation["value"].is_null() && object.pointer(text(&operation, "path")).is_none() {
+        // What is not there is null.
+        return serde_json::json!({"op": "test", "path": "", "value": object});
+    }
     if ["add", "replace", "test"].contains(&kind.as_str()) && operation.get("value").is_none() {
         operation["value"] = Value::Null;
     }

@@ -135,15 +135,19 @@ fn merge_field(table: &Table, shape: &Shape, out: &mut Map<String, Value>, key: 
                 *slot = Value::Array(vec![]);
             }
             let Value::Array(original) = slot else { return Ok(()) };
+            let server: Vec<Value> = original.iter().map(|v| identity(v, &strategy.key)).collect();
             match &strategy.key {
-                Some(merge_key) => merge_list(table, item, original, patch, merge_key),
+                Some(merge_key) => merge_list(table, item, original, patch, merge_key)?,
                 None => {
                     for v in patch.iter().filter(|v| !original.contains(v)).cloned().collect::<Vec<_>>() {
                         original.push(v);
                     }
-                    Ok(())
                 }
             }
+            if !patch.iter().any(is_directive) {
+                reorder(original, patch, &server, &strategy.key);
+            }
+            Ok(())
         }
         scalar => {
             out.insert(key.into(), scalar.clone());
@@ -230,35 +234,38 @@ fn merge_list(
     Ok(())
 }
 
-/// Sorts the named items into the order given; the others keep their place after their predecessor.
+/// Puts a list into the order a `$setElementOrder` asks for.
 fn set_order(table: &Table, shape: &Shape, out: &mut Map<String, Value>, name: &str, order: &Value) {
     let key = table.field(shape, name).and_then(|f| f.patch.as_ref()).and_then(|p| p.key.clone());
-    let (Some(Value::Array(list)), Some(order)) = (out.get_mut(name), order.as_array()) else { return };
-    let identity = |v: &Value| match &key {
+    if let (Some(Value::Array(list)), Some(order)) = (out.get_mut(name), order.as_array()) {
+        let server: Vec<Value> = list.iter().map(|v| identity(v, &key)).collect();
+        reorder(list, order, &server, &key);
+    }
+}
+
+fn identity(v: &Value, key: &Option<String>) -> Value {
+    match key {
         Some(k) => v.get(k).cloned().unwrap_or(Value::Null),
         None => v.clone(),
-    };
-    let place = |v: &Value| order.iter().position(|o| identity(o) == identity(v));
-    let mut named: Vec<(usize, Value)> = vec![];
-    // What the order does not name stays behind the element it followed.
-    let mut followers: Vec<(Option<Value>, Value)> = vec![];
-    let mut previous = None;
-    for v in list.drain(..) {
-        match place(&v) {
-            Some(i) => {
-                previous = Some(identity(&v));
-                named.push((i, v));
-            }
-            None => followers.push((previous.clone(), v)),
-        }
     }
-    named.sort_by_key(|(i, _)| *i);
-    list.extend(followers.iter().filter(|(p, _)| p.is_none()).map(|(_, v)| v.clone()));
-    for (_, v) in named {
-        let id = Some(identity(&v));
-        list.push(v);
-        list.extend(followers.iter().filter(|(p, _)| *p == id).map(|(_, v)| v.clone()));
+}
+
+/// What the patch names comes in its order; what only the server has goes before the first named item it used to precede,
+/// and to the end otherwise.
+fn reorder(list: &mut Vec<Value>, order: &[Value], server: &[Value], key: &Option<String>) {
+    let wanted: Vec<Value> = order.iter().map(|o| identity(o, key)).collect();
+    let at = |v: &Value| server.iter().position(|s| *s == identity(v, key));
+    let (mut named, mut others): (Vec<Value>, Vec<Value>) =
+        list.drain(..).partition(|v| wanted.contains(&identity(v, key)));
+    named.sort_by_key(|v| wanted.iter().position(|w| *w == identity(v, key)));
+    others.sort_by_key(at);
+    let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
+    while let (Some(n), Some(o)) = (named.peek(), others.peek()) {
+        let before = matches!((at(o), at(n)), (Some(left), Some(right)) if left < right);
+        list.extend(if before { others.next() } else { named.next() });
     }
+    list.extend(named);
+    list.extend(others);
 }
 
 #[cfg(test)]
@@ -280,6 +287,8 @@ mod tests {
             pod(json!({"containers": [{"name": "b", "image": "2"}, {"name": "c"}]}), spec.clone()),
             json!({"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "2"}, {"name": "c"}]})
         );
+        let added = pod(json!({"containers": [{"name": "z"}]}), spec.clone());
+        assert_eq!(added["containers"][0]["name"], "z", "what is new goes first");
         assert_eq!(pod(json!({"containers": [{"name": "a", "$patch": "delete"}]}), spec.clone())["containers"].as_array().unwrap().len(), 1);
         assert_eq!(
             pod(json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}), spec.clone())["containers"][0]["name"],

@@ -1,7 +1,7 @@
 //! Create and update: the order in which an object is made ready for the store.
 
 use crate::admission;
-use crate::context::{Context, Outcome, Target, WriteOptions};
+use crate::context::{Claim, Context, Outcome, Target, WriteOptions};
 use crate::decode;
 use crate::managed;
 use crate::meta;
@@ -101,6 +101,21 @@ pub fn update(
         }
         return Err(Status::not_found(target.resource, target.name));
     };
+    let (uid, current_uid) = (text(&new, "metadata.uid"), text(current, "metadata.uid"));
+    if !uid.is_empty() && uid != current_uid {
+        return Err(uid_mismatch(target, uid, current_uid));
+    }
+    update_existing(target, current, new, options, ctx)
+}
+
+/// Updates an object that exists, by a PUT or a patch.
+pub(crate) fn update_existing(
+    target: &Target,
+    current: &Value,
+    new: Value,
+    options: &WriteOptions,
+    ctx: &Context,
+) -> Result<Outcome, Status> {
     update_with(target, current, new, ctx, |current, new| {
         managed::update(target, Some(current), new, &options.field_manager, ctx.now)
     })
@@ -122,16 +137,14 @@ fn check_version(target: &Target, current: &Value, new: &Value) -> Result<(), St
         let message = format!("strconv.ParseUint: parsing {}: invalid syntax", keelson_api::field::quote(given));
         return Err(Status { code: 500, message, bare: true, ..Status::default() });
     }
-    let uid = text(new, "metadata.uid");
-    let current_uid = text(current, "metadata.uid");
-    if !uid.is_empty() && uid != current_uid {
-        return Err(uid_mismatch(target, uid, current_uid));
-    }
     if given.is_empty() || given == "0" {
         if !target.resource.unconditional_update {
             let path = Path::new("metadata").child("resourceVersion");
             let error = FieldError::invalid(&path, 0, "must be specified for an update");
-            return Err(Status::invalid(target.resource, target.name, vec![error]));
+            let mut status = Status::invalid(target.resource, target.name, vec![error]);
+            status.message = status.message.replacen(&target.resource.group_kind(), &target.resource.group_resource(), 1);
+            status.kind = target.resource.plural.clone();
+            return Err(status);
         }
         return Ok(());
     }
@@ -175,18 +188,25 @@ pub(crate) fn update_with(
         warnings.extend(strategy.warnings(&new));
     }
     clean(&mut new);
-    Ok(outcome(current, new, warnings, claims))
+    Ok(outcome(target, current, new, warnings, claims))
 }
 
 /// Compares with the current object and decides whether the last finalizer is gone.
-pub(crate) fn outcome(current: &Value, object: Value, warnings: Vec<String>, claims: Vec<crate::context::Claim>) -> Outcome {
+fn outcome(target: &Target, current: &Value, object: Value, warnings: Vec<String>, mut claims: Vec<Claim>) -> Outcome {
     let mut before = current.clone();
     clean(&mut before);
     let unchanged = before == object;
-    let gone = items(&object, "metadata.finalizers").is_empty()
-        && items(&object, "spec.finalizers").is_empty()
-        && object["metadata"]["deletionGracePeriodSeconds"] == json!(0);
-    let remove = terminating(&object) && gone;
+    // A namespace has finalizers in its spec and no grace period; others wait until theirs is over.
+    let is_namespace = target.resource.group.is_empty() && target.resource.plural == "namespaces";
+    let free = if is_namespace {
+        items(&object, "spec.finalizers").is_empty()
+    } else {
+        object["metadata"]["deletionGracePeriodSeconds"] == json!(0)
+    };
+    let remove = terminating(&object) && items(&object, "metadata.finalizers").is_empty() && free;
+    if remove {
+        claims = strategy(target.resource).release(current);
+    }
     Outcome { object, warnings, claims, remove, unchanged: unchanged && !remove, ..Outcome::default() }
 }
 

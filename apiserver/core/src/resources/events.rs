@@ -5,37 +5,38 @@ use crate::value::{namespace, text};
 use keelson_api::{ErrorList, FieldError, Path, names};
 use serde_json::Value;
 
-pub struct Events;
+/// Events in the old form (`v1`) or the new one.
+pub struct Events {
+    pub old_form: bool,
+}
 
 impl Strategy for Events {
     fn name_check(&self) -> crate::meta::NameCheck {
-        |_| vec![]
+        if self.old_form { |_| vec![] } else { names::dns1123_subdomain }
     }
     fn validate(&self, event: &Value, errors: &mut ErrorList) {
-        let old_form = text(event, "apiVersion") == "v1";
-        let (involved, field) = if old_form { (&event["involvedObject"], "involvedObject") } else { (&event["regarding"], "regarding") };
-        let at_namespace = Path::new(field).child("namespace");
+        let old_form = self.old_form;
+        let involved = if old_form { &event["involvedObject"] } else { &event["regarding"] };
         let in_namespace = text(involved, "namespace");
         let own = namespace(event);
-        if old_form || event["eventTime"].is_null() {
-            let matches = if in_namespace.is_empty() { own == "default" || own == "kube-system" || own.is_empty() } else { own == in_namespace };
-            if !matches {
-                let detail = if in_namespace.is_empty() { "does not match event.namespace" } else { "does not match event.namespace" };
-                errors.push(FieldError::invalid(&Path::new("involvedObject").child("namespace"), in_namespace, detail));
-            }
-        } else if !in_namespace.is_empty() && in_namespace != own {
-            errors.push(FieldError::invalid(&at_namespace, in_namespace, "does not match event.namespace"));
+        // What is in no namespace is reported in one of these.
+        let matches = if in_namespace.is_empty() { ["default", "kube-system", ""].contains(&own) } else { own == in_namespace };
+        if !matches {
+            let path = Path::new("involvedObject").child("namespace");
+            errors.push(FieldError::invalid(&path, in_namespace, "does not match event.namespace"));
         }
         if event["eventTime"].is_null() {
+            if !old_form {
+                errors.push(FieldError::required(&Path::new("eventTime"), ""));
+            }
             return;
         }
         let reporter = if old_form { "reportingComponent" } else { "reportingController" };
         if text(event, reporter).is_empty() {
             errors.push(FieldError::required(&Path::new("reportingController"), ""));
-        } else {
-            for problem in names::qualified_name(text(event, reporter)) {
-                errors.push(FieldError::invalid(&Path::new("reportingController"), text(event, reporter), &problem));
-            }
+        }
+        for problem in names::qualified_name(text(event, reporter)) {
+            errors.push(FieldError::invalid(&Path::new("reportingController"), text(event, reporter), &problem));
         }
         for (field, longest) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
             if text(event, field).is_empty() {

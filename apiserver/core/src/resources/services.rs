@@ -58,7 +58,8 @@ impl Strategy for Services {
             }
         }
         let kind = text(spec, "type").to_string();
-        if external(&kind) {
+        let exposed = kind == "ClusterIP" && !items(spec, "externalIPs").is_empty();
+        if external(&kind) || exposed {
             super::pod_spec::fill(spec, "externalTrafficPolicy", "Cluster");
         }
         if kind != "ExternalName" && spec["internalTrafficPolicy"].is_null() {
@@ -98,6 +99,10 @@ impl Strategy for Services {
     }
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource.is_some() {
+            let path = Path::new("status").child("loadBalancer").child("ingress");
+            if !items(new, "status.loadBalancer.ingress").is_empty() && text(new, "spec.type") != "LoadBalancer" {
+                errors.push(FieldError::forbidden(&path, "may only be used when `spec.type` is 'LoadBalancer'"));
+            }
             return;
         }
         let path = Path::new("spec").child("clusterIPs");
@@ -122,14 +127,16 @@ fn addresses(spec: &mut Value) {
 
 /// An update that leaves out what the server gave keeps it.
 fn carry(current: &Value, new: &mut Value) {
-    if needs_cluster_ip(current) && needs_cluster_ip(new) {
-        if text(new, "spec.clusterIP").is_empty() {
-            crate::value::copy(current, new, "spec.clusterIP");
-            crate::value::copy(current, new, "spec.clusterIPs");
-        } else if text(new, "spec.clusterIP") != text(current, "spec.clusterIP")
-            && at(new, "spec.clusterIPs") == at(current, "spec.clusterIPs")
-        {
-            let ip = at(new, "spec.clusterIP").clone();
+    if needs_cluster_ip(current) && needs_cluster_ip(new) && text(new, "spec.clusterIP").is_empty() {
+        crate::value::copy(current, new, "spec.clusterIP");
+        crate::value::copy(current, new, "spec.clusterIPs");
+    }
+    let ip = text(new, "spec.clusterIP").to_string();
+    if ip != text(current, "spec.clusterIP") && at(new, "spec.clusterIPs") == at(current, "spec.clusterIPs") {
+        // Only one of the two was changed.
+        if ip.is_empty() {
+            take(&mut new["spec"], "clusterIPs");
+        } else {
             set(new, "spec.clusterIPs", json!([ip]));
         }
     }
@@ -420,13 +427,75 @@ fn validate(service: &Value, errors: &mut ErrorList) {
     }
     cluster_ips(spec, errors);
     for (i, ip) in items(spec, "externalIPs").iter().enumerate() {
-        crate::validate::ip(ip.as_str().unwrap_or(""), &path.child("externalIPs").index(i), errors);
+        outside_ip(ip.as_str().unwrap_or(""), &path.child("externalIPs").index(i), errors);
     }
+    for (i, range) in items(spec, "loadBalancerSourceRanges").iter().enumerate() {
+        source_range(range.as_str().unwrap_or(""), &path.child("LoadBalancerSourceRanges").index(i), errors);
+    }
+    families(spec, &path, errors);
     match kind {
         "" => errors.push(FieldError::required(&path.child("type"), "")),
         k => one_of(k, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], &path.child("type"), errors),
     }
     traffic(spec, kind, errors);
+}
+
+/// An address from which traffic may come in: no special one.
+fn outside_ip(ip: &str, path: &Path, errors: &mut ErrorList) {
+    let Ok(parsed) = ip.parse::<std::net::IpAddr>() else {
+        crate::validate::ip(ip, path, errors);
+        return;
+    };
+    let (link_local, link_multicast) = match parsed {
+        std::net::IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
+        std::net::IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.segments()[0] == 0xff02),
+    };
+    let problem = if parsed.is_unspecified() {
+        format!("may not be unspecified ({ip})")
+    } else if parsed.is_loopback() {
+        "may not be in the loopback range (127.0.0.0/8, ::1/128)".into()
+    } else if link_local {
+        "may not be in the link-local range (169.254.0.0/16, fe80::/10)".into()
+    } else if link_multicast {
+        "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".into()
+    } else {
+        return;
+    };
+    errors.push(FieldError::invalid(path, ip, &problem));
+}
+
+fn source_range(range: &str, path: &Path, errors: &mut ErrorList) {
+    let trimmed = range.trim();
+    match trimmed.parse::<ipnet::IpNet>() {
+        Err(_) => {
+            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            errors.push(FieldError::invalid(path, range, detail));
+        }
+        Ok(net) if net.addr() != net.network() => {
+            errors.push(FieldError::invalid(path, range, "must not have bits set beyond the prefix length"));
+        }
+        Ok(_) => {}
+    }
+}
+
+/// This cluster speaks IPv4; a headless Service without selector may name both.
+fn families(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let list: Vec<&str> = items(spec, "ipFamilies").iter().filter_map(Value::as_str).collect();
+    let headless_alone = text(spec, "clusterIP") == "None" && is_empty(&spec["selector"]);
+    for (i, family) in list.iter().enumerate() {
+        let at_i = path.child("ipFamilies").index(i);
+        if !["IPv4", "IPv6"].contains(family) {
+            errors.push(FieldError::not_supported(&at_i, *family, &["IPv4", "IPv6"]));
+        } else if list[..i].contains(family) {
+            errors.push(FieldError::duplicate(&at_i, *family));
+        } else if *family == "IPv6" && !headless_alone {
+            errors.push(FieldError::invalid(&at_i, *family, "not configured on this cluster"));
+        }
+    }
+    if text(spec, "ipFamilyPolicy") == "RequireDualStack" && !headless_alone {
+        let detail = "this cluster is not configured for dual-stack services";
+        errors.push(FieldError::invalid(&path.child("ipFamilyPolicy"), "RequireDualStack", detail));
+    }
 }
 
 fn traffic(spec: &Value, kind: &str, errors: &mut ErrorList) {

@@ -2,7 +2,7 @@
 
 use super::{Strategy, volumes};
 use crate::context::{Context, Target};
-use crate::validate::{immutable, one_of, one_of_if_set};
+use crate::validate::{one_of, one_of_if_set};
 use crate::value::{at, copy, default, is_empty, items, set, take, text};
 use keelson_api::{ErrorList, FieldError, Path, Quantity, names};
 use serde_json::{Value, json};
@@ -93,7 +93,10 @@ impl Strategy for PersistentVolumes {
             let detail = "spec.persistentvolumesource is immutable after creation";
             errors.push(FieldError::forbidden(&Path::new("spec").child("persistentvolumesource"), detail));
         }
-        immutable(current, new, "spec.volumeMode", errors);
+        if at(current, "spec.volumeMode") != at(new, "spec.volumeMode") {
+            let mode = at(new, "spec.volumeMode").clone();
+            errors.push(FieldError::invalid(&Path::new("volumeMode"), mode, "field is immutable"));
+        }
     }
 }
 
