@@ -133,15 +133,16 @@ async fn one(
         return Ok((kind, result, "serverside-applied"));
     }
     let query = write_query(parsed, dry_run, "kubectl-client-side-apply");
+    let mut wanted = object.clone();
+    if kind.namespaced {
+        wanted["metadata"]["namespace"] = json!(session.namespace);
+    }
     let mut tries = 0;
     loop {
         let live = match session.get(&path, &[]).await {
             Ok(live) => live,
             Err(error) if is_not_found(&error) => {
-                let mut sent = three_way::remember(object);
-                if kind.namespaced {
-                    sent["metadata"]["namespace"] = json!(session.namespace);
-                }
+                let sent = three_way::remember(&wanted);
                 if dry_run == DryRun::Client {
                     return Ok((kind, sent, "created"));
                 }
@@ -150,10 +151,6 @@ async fn one(
             }
             Err(error) => return Err(error),
         };
-        let mut wanted = object.clone();
-        if kind.namespaced {
-            wanted["metadata"]["namespace"] = json!(session.namespace);
-        }
         let patch = three_way::patch(&three_way::original(&live), &three_way::remember(&wanted), &live);
         if patch.is_empty() {
             return Ok((kind, live, "unchanged"));

@@ -162,7 +162,11 @@ pub async fn metadata(session: &Session, parsed: &Parsed, field: &str) -> Result
             }
             Ok(())
         };
-        let verb = if field == "labels" { "labeled" } else { "annotated" };
+        let verb = match (field, changes.iter().all(|change| !change.contains('='))) {
+            ("labels", true) => "unlabeled",
+            ("labels", false) => "labeled",
+            _ => "annotated",
+        };
         match changed.await {
             Ok(()) => output::print(&format!("{}/{name} {verb}{}\n", kind.in_messages(), dry_run.suffix()))?,
             Err(error) => {

@@ -19,7 +19,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// How many inputs may wait for the loop; a full channel slows the watches, it drops nothing.
 const WAITING: usize = 1024;
@@ -104,6 +104,11 @@ where
         let mut deltas = Vec::new();
         let mut listed = false;
         match event {
+            // A server without this kind has none of it; it may get it later.
+            Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
+                listed = true;
+                debug!(resource = name, "not served: asking again now and then");
+            }
             Err(error) => warn!(%error, resource = name, "watch: retrying"),
             Ok(watcher::Event::Init) => unseen = known.keys().cloned().collect(),
             Ok(watcher::Event::Apply(object)) | Ok(watcher::Event::InitApply(object)) => {
