@@ -57,7 +57,8 @@ impl FieldError {
     }
     fn with_value(reason: &'static str, text: &str, path: &Path, value: &Value, detail: &str) -> FieldError {
         let shown = show(value);
-        let message = if detail.is_empty() { format!("{text}: {shown}") } else { format!("{text}: {shown}: {detail}") };
+        let message =
+            if detail.is_empty() { format!("{text}: {shown}") } else { format!("{text}: {shown}: {detail}") };
         FieldError { reason, path: path.clone(), message }
     }
     fn without_value(reason: &'static str, text: &str, path: &Path, detail: &str) -> FieldError {
@@ -72,7 +73,11 @@ impl FieldError {
     }
     /// With a value that is already in its printed form.
     pub fn invalid_shown(path: &Path, shown: &str, detail: &str) -> FieldError {
-        FieldError { reason: "FieldValueInvalid", path: path.clone(), message: format!("Invalid value: {shown}: {detail}") }
+        FieldError {
+            reason: "FieldValueInvalid",
+            path: path.clone(),
+            message: format!("Invalid value: {shown}: {detail}"),
+        }
     }
     pub fn type_invalid(path: &Path, value: impl Into<Value>, detail: &str) -> FieldError {
         FieldError::with_value("FieldValueTypeInvalid", "Invalid value", path, &value.into(), detail)
@@ -85,7 +90,8 @@ impl FieldError {
     }
     pub fn not_supported(path: &Path, value: impl Into<Value>, supported: &[&str]) -> FieldError {
         let list: Vec<String> = supported.iter().map(|s| quote(s)).collect();
-        let detail = if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
+        let detail =
+            if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
         FieldError::with_value("FieldValueNotSupported", "Unsupported value", path, &value.into(), &detail)
     }
     pub fn forbidden(path: &Path, detail: &str) -> FieldError {
@@ -93,11 +99,22 @@ impl FieldError {
     }
     pub fn too_long(path: &Path, max: usize) -> FieldError {
         let unit = if max == 1 { "byte" } else { "bytes" };
-        FieldError::without_value("FieldValueTooLong", "Too long", path, &format!("may not be more than {max} {unit}"))
+        FieldError::without_value(
+            "FieldValueTooLong",
+            "Too long",
+            path,
+            &format!("may not be more than {max} {unit}"),
+        )
     }
     pub fn too_many(path: &Path, actual: usize, max: usize) -> FieldError {
         let unit = if max == 1 { "item" } else { "items" };
-        FieldError::with_value("FieldValueTooMany", "Too many", path, &actual.into(), &format!("must have at most {max} {unit}"))
+        FieldError::with_value(
+            "FieldValueTooMany",
+            "Too many",
+            path,
+            &actual.into(),
+            &format!("must have at most {max} {unit}"),
+        )
     }
     pub fn internal(path: &Path, detail: &str) -> FieldError {
         FieldError::without_value("InternalError", "Internal error", path, detail)
@@ -146,7 +163,10 @@ mod tests {
     fn errors_read_like_upstream() {
         let path = Path::new("spec").child("ports").index(0).child("port");
         let e = FieldError::invalid(&path, -1, "must be between 1 and 65535, inclusive");
-        assert_eq!(e.to_string(), "spec.ports[0].port: Invalid value: -1: must be between 1 and 65535, inclusive");
+        assert_eq!(
+            e.to_string(),
+            "spec.ports[0].port: Invalid value: -1: must be between 1 and 65535, inclusive"
+        );
         assert_eq!(FieldError::required(&Path::new("a").key("k"), "").to_string(), "a[k]: Required value");
         assert_eq!(
             FieldError::not_supported(&Path::new("a"), "x", &["A", "B"]).to_string(),

@@ -139,11 +139,9 @@ pub fn qualified_name(s: &str) -> Vec<String> {
             name
         }
         _ => {
-            return vec![format!(
-                "a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
+            return vec!["a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
                  character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
-                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')"
-            )
+                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')".to_string()
             .replace("a valid label key", "a qualified name")];
         }
     };
@@ -228,7 +226,10 @@ pub fn env_var_name(s: &str) -> Vec<String> {
     if !s.is_empty() && s.bytes().all(|c| (0x20..0x7f).contains(&c) && c != b'=') {
         return vec![];
     }
-    vec!["a valid environment variable name must consist only of printable ASCII characters other than '='".into()]
+    vec![
+        "a valid environment variable name must consist only of printable ASCII characters other than '='"
+            .into(),
+    ]
 }
 
 /// HTTP header names.
@@ -252,12 +253,24 @@ mod tests {
 
     #[test]
     fn formats() {
-        assert!(dns1123_label("a-1").is_empty() && !dns1123_label("A").is_empty() && !dns1123_label("a.b").is_empty());
+        assert!(
+            dns1123_label("a-1").is_empty()
+                && !dns1123_label("A").is_empty()
+                && !dns1123_label("a.b").is_empty()
+        );
         assert!(dns1123_subdomain("a.b").is_empty() && !dns1123_subdomain("a..b").is_empty());
         assert!(dns1035_label("a1").is_empty() && !dns1035_label("1a").is_empty());
-        assert!(qualified_name("a.b/C_d").is_empty() && !qualified_name("/c").is_empty() && !qualified_name("a/b/c").is_empty());
+        assert!(
+            qualified_name("a.b/C_d").is_empty()
+                && !qualified_name("/c").is_empty()
+                && !qualified_name("a/b/c").is_empty()
+        );
         assert!(label_value("").is_empty() && !label_value("-a").is_empty());
         assert!(port_name("http").is_empty() && !port_name("80").is_empty() && !port_name("a--b").is_empty());
-        assert!(config_map_key("a.b").is_empty() && !config_map_key("..a").is_empty() && !config_map_key("a b").is_empty());
+        assert!(
+            config_map_key("a.b").is_empty()
+                && !config_map_key("..a").is_empty()
+                && !config_map_key("a b").is_empty()
+        );
     }
 }

@@ -7,7 +7,8 @@ use std::cmp::Ordering;
 use std::fmt;
 
 const NANO: i128 = 1_000_000_000;
-const PARSE_ERROR: &str = "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
+const PARSE_ERROR: &str =
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Family {
@@ -187,7 +188,7 @@ impl fmt::Display for Quantity {
         let sign = if self.nano < 0 { "-" } else { "" };
         let nano = NANO as u128;
         // Binary units hold whole numbers of at least 1024 only; everything else is written in decimal.
-        if self.family == Family::Binary && abs % nano == 0 && abs / nano >= 1024 {
+        if self.family == Family::Binary && abs.is_multiple_of(nano) && abs / nano >= 1024 {
             let mut n = abs / nano;
             let mut unit = 0;
             while n.is_multiple_of(1024) && unit < 6 {

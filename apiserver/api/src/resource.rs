@@ -44,7 +44,8 @@ pub struct Subresource {
     pub verbs: Vec<String>,
 }
 
-pub const ALL_VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub const ALL_VERBS: [&str; 8] =
+    ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const READ_WRITE: [&str; 3] = ["get", "patch", "update"];
 
 impl Resource {
@@ -164,7 +165,11 @@ impl Resource {
     /// Store prefix (with trailing slash) of a namespace's objects, or of all when `namespace` is empty.
     pub fn prefix(&self, namespace: &str) -> Option<String> {
         let dir = self.storage.as_deref()?;
-        Some(if self.namespaced && !namespace.is_empty() { format!("{dir}/{namespace}/") } else { format!("{dir}/") })
+        Some(if self.namespaced && !namespace.is_empty() {
+            format!("{dir}/{namespace}/")
+        } else {
+            format!("{dir}/")
+        })
     }
     pub fn subresource(&self, name: &str) -> Option<&Subresource> {
         self.subresources.iter().find(|s| s.name == name)
@@ -249,7 +254,11 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
     vec![
         core("Binding", "bindings").virtual_(),
         core("ConfigMap", "configmaps").short(&["cm"]),
-        core("Endpoints", "endpoints").singular("endpoints").short(&["ep"]).storage("/registry/services/endpoints").upsert(),
+        core("Endpoints", "endpoints")
+            .singular("endpoints")
+            .short(&["ep"])
+            .storage("/registry/services/endpoints")
+            .upsert(),
         core("Event", "events").short(&["ev"]).upsert().fields(&CORE_EVENT_FIELDS),
         core("LimitRange", "limitranges").short(&["limits"]).upsert(),
         core("Namespace", "namespaces")
@@ -286,9 +295,11 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .status(),
         core("ResourceQuota", "resourcequotas").short(&["quota"]).status(),
         core("Secret", "secrets").fields(&["type"]),
-        core("ServiceAccount", "serviceaccounts")
-            .short(&["sa"])
-            .sub("token", ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
+        core("ServiceAccount", "serviceaccounts").short(&["sa"]).sub(
+            "token",
+            ("authentication.k8s.io", "v1", "TokenRequest"),
+            &["create"],
+        ),
         core("Service", "services")
             .short(&["svc"])
             .category("all")
@@ -298,10 +309,24 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .sub("proxy", ("", "", "ServiceProxyOptions"), &CONNECT_ALL)
             .status(),
         Resource::new("apps", "v1", "ControllerRevision", "controllerrevisions"),
-        Resource::new("apps", "v1", "Deployment", "deployments").short(&["deploy"]).category("all").scale().status(),
-        Resource::new("apps", "v1", "ReplicaSet", "replicasets").short(&["rs"]).category("all").scale().status(),
-        Resource::new("events.k8s.io", "v1", "Event", "events").short(&["ev"]).upsert().stored_as("v1").fields(&EVENT_FIELDS),
-        Resource::new("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews").cluster().virtual_(),
+        Resource::new("apps", "v1", "Deployment", "deployments")
+            .short(&["deploy"])
+            .category("all")
+            .scale()
+            .status(),
+        Resource::new("apps", "v1", "ReplicaSet", "replicasets")
+            .short(&["rs"])
+            .category("all")
+            .scale()
+            .status(),
+        Resource::new("events.k8s.io", "v1", "Event", "events")
+            .short(&["ev"])
+            .upsert()
+            .stored_as("v1")
+            .fields(&EVENT_FIELDS),
+        Resource::new("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews")
+            .cluster()
+            .virtual_(),
         Resource::new("authentication.k8s.io", "v1", "TokenReview", "tokenreviews").cluster().virtual_(),
         authz("LocalSubjectAccessReview", "localsubjectaccessreviews"),
         authz("SelfSubjectAccessReview", "selfsubjectaccessreviews").cluster(),
@@ -324,9 +349,15 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .sub("approval", ("", "", ""), &READ_WRITE)
             .status(),
         Resource::new("networking.k8s.io", "v1", "IngressClass", "ingressclasses").cluster(),
-        Resource::new("networking.k8s.io", "v1", "Ingress", "ingresses").short(&["ing"]).storage("/registry/ingress").status(),
+        Resource::new("networking.k8s.io", "v1", "Ingress", "ingresses")
+            .short(&["ing"])
+            .storage("/registry/ingress")
+            .status(),
         Resource::new("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies").short(&["netpol"]),
-        Resource::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets").short(&["pdb"]).locked().status(),
+        Resource::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
+            .short(&["pdb"])
+            .locked()
+            .status(),
         rbac("ClusterRoleBinding", "clusterrolebindings").cluster(),
         rbac("ClusterRole", "clusterroles").cluster(),
         rbac("RoleBinding", "rolebindings"),
@@ -334,7 +365,10 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
         Resource::new("storage.k8s.io", "v1", "CSIDriver", "csidrivers").cluster().locked(),
         Resource::new("storage.k8s.io", "v1", "CSINode", "csinodes").cluster().locked(),
         Resource::new("storage.k8s.io", "v1", "StorageClass", "storageclasses").short(&["sc"]).cluster(),
-        Resource::new("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments").cluster().locked().status(),
+        Resource::new("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments")
+            .cluster()
+            .locked()
+            .status(),
         Resource::new("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").short(&["pc"]).cluster(),
         Resource::new("coordination.k8s.io", "v1", "Lease", "leases").locked().upsert(),
         Resource::new("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),

@@ -138,7 +138,14 @@ impl Table {
         for line in text.lines().filter(|l| !l.starts_with(' ') && !l.is_empty()) {
             let name = full_name(line.split(' ').next().unwrap_or(""));
             table.by_name.insert(name.clone(), table.types.len());
-            table.types.push(Type { name, fields: vec![], atomic: false, gvk: None, alias: None, format: String::new() });
+            table.types.push(Type {
+                name,
+                fields: vec![],
+                atomic: false,
+                gvk: None,
+                alias: None,
+                format: String::new(),
+            });
         }
         let mut current = usize::MAX;
         for (n, line) in text.lines().enumerate() {
@@ -221,7 +228,8 @@ impl Table {
         let mut words = line.split(' ');
         let name = words.next().unwrap_or("");
         let shape = self.read_shape(words.next().ok_or("field without shape")?)?;
-        let tags = words.next().ok_or("field without tag")?.split('.').filter_map(|t| t.parse().ok()).collect();
+        let tags =
+            words.next().ok_or("field without tag")?.split('.').filter_map(|t| t.parse().ok()).collect();
         let flags = words.next().ok_or("field without flags")?;
         let mut field = Field {
             name: name.into(),
@@ -249,7 +257,8 @@ impl Table {
                 }
                 "mt" => field.atomic_map = value == "atomic",
                 "ps" => {
-                    let (strategy, key) = value.split_once(':').map_or((value, None), |(s, k)| (s, Some(k.to_string())));
+                    let (strategy, key) =
+                        value.split_once(':').map_or((value, None), |(s, k)| (s, Some(k.to_string())));
                     field.patch = Some(PatchStrategy {
                         merge: strategy.contains("merge"),
                         retain_keys: strategy.contains("retainKeys"),

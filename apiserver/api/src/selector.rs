@@ -68,7 +68,9 @@ impl LabelSelector {
             match parser.next() {
                 Token::End => break,
                 Token::Comma if matches!(parser.peek(), Token::Word(_) | Token::Not) => {}
-                Token::Comma => return Err(format!("found '{}', expected: identifier after ','", parser.peek())),
+                Token::Comma => {
+                    return Err(format!("found '{}', expected: identifier after ','", parser.peek()));
+                }
                 other => return Err(format!("found '{other}', expected: ',' or 'end of string'")),
             }
         }
@@ -88,8 +90,17 @@ impl LabelSelector {
                 Some("DoesNotExist") => Operator::DoesNotExist,
                 _ => return LabelSelector::nothing(),
             };
-            let values = e["values"].as_array().into_iter().flatten().filter_map(|v| v.as_str().map(String::from)).collect();
-            out.requirements.push(Requirement { key: e["key"].as_str().unwrap_or("").into(), operator, values });
+            let values = e["values"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|v| v.as_str().map(String::from))
+                .collect();
+            out.requirements.push(Requirement {
+                key: e["key"].as_str().unwrap_or("").into(),
+                operator,
+                values,
+            });
         }
         out
     }
@@ -109,7 +120,8 @@ impl LabelSelector {
 
     /// Matches an object's labels (`metadata.labels`, may be null).
     pub fn matches(&self, labels: &Value) -> bool {
-        !self.nothing && self.requirements.iter().all(|r| r.matches(labels.get(&r.key).and_then(Value::as_str)))
+        !self.nothing
+            && self.requirements.iter().all(|r| r.matches(labels.get(&r.key).and_then(Value::as_str)))
     }
     pub fn matches_object(&self, object: &Value) -> bool {
         self.matches(&object["metadata"]["labels"])
@@ -228,7 +240,9 @@ impl Parser {
             return Ok(Requirement { key, operator: Operator::DoesNotExist, values: vec![] });
         }
         let operator = match self.peek() {
-            Token::End | Token::Comma => return Ok(Requirement { key, operator: Operator::Exists, values: vec![] }),
+            Token::End | Token::Comma => {
+                return Ok(Requirement { key, operator: Operator::Exists, values: vec![] });
+            }
             Token::Equals => Operator::In,
             Token::NotEquals => Operator::NotIn,
             Token::Greater => Operator::GreaterThan,
@@ -243,7 +257,10 @@ impl Parser {
         let values = if set { self.values()? } else { vec![self.exact_value()?] };
         for value in &values {
             if let Some(problem) = names::label_value(value).first() {
-                return Err(format!("values[0][{key}]: Invalid value: {}: {problem}", crate::field::quote(value)));
+                return Err(format!(
+                    "values[0][{key}]: Invalid value: {}: {problem}",
+                    crate::field::quote(value)
+                ));
             }
         }
         Ok(Requirement { key, operator, values })
@@ -309,7 +326,11 @@ impl FieldSelector {
             } else {
                 return Err(format!("invalid selector: '{text}'; can't understand '{term}'"));
             };
-            let aliased = if res.group.is_empty() && res.plural == "pods" && label == "spec.host" { "spec.nodeName" } else { label };
+            let aliased = if res.group.is_empty() && res.plural == "pods" && label == "spec.host" {
+                "spec.nodeName"
+            } else {
+                label
+            };
             if !res.fields.iter().any(|f| f == aliased) {
                 return Err(unsupported(res, label));
             }
@@ -331,7 +352,10 @@ impl FieldSelector {
 
 fn unsupported(res: &Resource, label: &str) -> String {
     match (res.group.as_str(), res.plural.as_str()) {
-        ("", "pods" | "nodes" | "namespaces" | "secrets" | "services" | "events" | "replicationcontrollers")
+        (
+            "",
+            "pods" | "nodes" | "namespaces" | "secrets" | "services" | "events" | "replicationcontrollers",
+        )
         | ("events.k8s.io", _)
         | ("certificates.k8s.io", _) => format!("field label not supported: {label}"),
         ("batch", "jobs") => format!("field label {} not supported for Job", crate::field::quote(label)),
@@ -348,10 +372,17 @@ pub fn field_value(object: &Value, label: &str) -> String {
         "status.podIP" => Some(&object["status"]["podIP"]),
         "status.podIPs" => {
             let ips = object["status"]["podIPs"].as_array();
-            return ips.into_iter().flatten().filter_map(|ip| ip["ip"].as_str()).collect::<Vec<_>>().join(",");
+            return ips
+                .into_iter()
+                .flatten()
+                .filter_map(|ip| ip["ip"].as_str())
+                .collect::<Vec<_>>()
+                .join(",");
         }
         "source" => Some(&object["source"]["component"]),
-        "reportingController" if object.get("reportingController").is_none() => Some(&object["reportingComponent"]),
+        "reportingController" if object.get("reportingController").is_none() => {
+            Some(&object["reportingComponent"])
+        }
         "spec.unschedulable" | "spec.hostNetwork" => {
             let field = label.rsplit('.').next().unwrap_or(label);
             return object["spec"][field].as_bool().unwrap_or(false).to_string();
@@ -402,7 +433,18 @@ mod tests {
     #[test]
     fn label_selectors() {
         let labels = json!({"app": "a", "tier": "front", "n": "5"});
-        for yes in ["", "app=a", "app==a,tier", "app in (a,b)", "app notin (b)", "!x", "x!=1", "n>4", "n<6", "tier in (front)"] {
+        for yes in [
+            "",
+            "app=a",
+            "app==a,tier",
+            "app in (a,b)",
+            "app notin (b)",
+            "!x",
+            "x!=1",
+            "n>4",
+            "n<6",
+            "tier in (front)",
+        ] {
             assert!(LabelSelector::parse(yes).unwrap().matches(&labels), "{yes}");
         }
         for no in ["app=b", "!app", "x", "app notin (a)", "n>5", "x in (1)"] {
@@ -413,7 +455,12 @@ mod tests {
         }
         assert!(!LabelSelector::from_object(&Value::Null).matches(&labels));
         assert!(LabelSelector::from_object(&json!({})).matches(&labels));
-        assert!(LabelSelector::from_object(&json!({"matchExpressions":[{"key":"app","operator":"In","values":["a"]}]})).matches(&labels));
+        assert!(
+            LabelSelector::from_object(
+                &json!({"matchExpressions":[{"key":"app","operator":"In","values":["a"]}]})
+            )
+            .matches(&labels)
+        );
     }
 
     #[test]
@@ -422,6 +469,9 @@ mod tests {
         let pod = json!({"metadata":{"name":"x"},"spec":{"nodeName":"n1"}});
         assert!(FieldSelector::parse("spec.nodeName=n1,metadata.name!=y", pods).unwrap().matches(&pod));
         assert!(FieldSelector::parse("spec.hostNetwork=false", pods).unwrap().matches(&pod));
-        assert_eq!(FieldSelector::parse("spec.foo=1", pods).unwrap_err(), "field label not supported: spec.foo");
+        assert_eq!(
+            FieldSelector::parse("spec.foo=1", pods).unwrap_err(),
+            "field label not supported: spec.foo"
+        );
     }
 }

@@ -58,10 +58,14 @@ impl Status {
     }
     /// 404 for a path nobody serves.
     pub fn no_such_path() -> Status {
-        Status { bare: false, ..Status::of(404, "NotFound", "the server could not find the requested resource".into()) }
+        Status {
+            bare: false,
+            ..Status::of(404, "NotFound", "the server could not find the requested resource".into())
+        }
     }
     pub fn already_exists(res: &Resource, name: &str) -> Status {
-        Status::of(409, "AlreadyExists", format!("{} \"{name}\" already exists", res.group_resource())).about(res, name)
+        Status::of(409, "AlreadyExists", format!("{} \"{name}\" already exists", res.group_resource()))
+            .about(res, name)
     }
     /// 409 for a name whose object is on its way out.
     pub fn being_deleted(res: &Resource, name: &str) -> Status {
@@ -72,7 +76,8 @@ impl Status {
     /// 409 with a cause in words.
     pub fn conflict(res: &Resource, name: &str, cause: &str) -> Status {
         let what = res.group_resource();
-        Status::of(409, "Conflict", format!("Operation cannot be fulfilled on {what} \"{name}\": {cause}")).about(res, name)
+        Status::of(409, "Conflict", format!("Operation cannot be fulfilled on {what} \"{name}\": {cause}"))
+            .about(res, name)
     }
     /// 409 of a lost optimistic lock.
     pub fn stale(res: &Resource, name: &str) -> Status {
@@ -131,7 +136,11 @@ impl Status {
     }
     /// 405 about a verb the resource does not have.
     pub fn method_not_allowed() -> Status {
-        Status::of(405, "MethodNotAllowed", "the server does not allow this method on the requested resource".into())
+        Status::of(
+            405,
+            "MethodNotAllowed",
+            "the server does not allow this method on the requested resource".into(),
+        )
     }
     /// 405 when the object's kind does not support the action.
     pub fn not_supported(res: &Resource, action: &str) -> Status {
@@ -140,11 +149,16 @@ impl Status {
     }
     pub fn not_acceptable(accepted: &[&str]) -> Status {
         let list = accepted.join(", ");
-        Status { bare: true, ..Status::of(406, "NotAcceptable", format!("only the following media types are accepted: {list}")) }
+        Status {
+            bare: true,
+            ..Status::of(406, "NotAcceptable", format!("only the following media types are accepted: {list}"))
+        }
     }
     pub fn unsupported_media_type(accepted: &[&str]) -> Status {
         let list = accepted.join(", ");
-        let message = format!("the body of the request was in an unknown format - accepted media types include: {list}");
+        let message = format!(
+            "the body of the request was in an unknown format - accepted media types include: {list}"
+        );
         Status { bare: true, ..Status::of(415, "UnsupportedMediaType", message) }
     }
     /// 410 of a resourceVersion or continue token that is too old.
@@ -218,7 +232,9 @@ impl Status {
 
     fn details(&self) -> Value {
         let mut details = Map::new();
-        for (key, text) in [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)] {
+        for (key, text) in
+            [("name", &self.name), ("group", &self.group), ("kind", &self.kind), ("uid", &self.uid)]
+        {
             if !text.is_empty() {
                 details.insert(key.into(), json!(text));
             }

@@ -39,7 +39,12 @@ pub fn validate_create(target: &Target, object: &Value, ctx: &Context) -> Result
 }
 
 /// Adds to a changed object. Returns warnings.
-pub fn mutate_update(target: &Target, current: &Value, new: &mut Value, ctx: &Context) -> Result<Vec<String>, Status> {
+pub fn mutate_update(
+    target: &Target,
+    current: &Value,
+    new: &mut Value,
+    ctx: &Context,
+) -> Result<Vec<String>, Status> {
     if is(target, "", "pods") && target.subresource.is_none() {
         pods::keep_assigned(current, new);
     }

@@ -23,9 +23,13 @@ pub struct Attributes {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    Allow { reason: String },
+    Allow {
+        reason: String,
+    },
     /// Nobody allowed it; `reason` goes into the 403 after the standard sentence.
-    Deny { reason: String },
+    Deny {
+        reason: String,
+    },
 }
 
 impl Decision {
@@ -67,6 +71,9 @@ impl Attributes {
         } else {
             format!("in the namespace \"{}\"", self.namespace)
         };
-        format!("User \"{user}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}", self.verb, self.group)
+        format!(
+            "User \"{user}\" cannot {} resource \"{resource}\" in API group \"{}\" {scope}",
+            self.verb, self.group
+        )
     }
 }

@@ -21,8 +21,16 @@ pub fn objects() -> Vec<(&'static Resource, Value)> {
         add("", "namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}));
     }
     let classes = [
-        ("system-node-critical", 2_000_001_000u32, "Used for system critical pods that must not be moved from their current node."),
-        ("system-cluster-critical", 2_000_000_000, "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary."),
+        (
+            "system-node-critical",
+            2_000_001_000u32,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
     ];
     for (name, value, description) in classes {
         let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
@@ -71,7 +79,8 @@ fn head(line: &str) -> Option<Value> {
         "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"},
         "annotations": {"rbac.authorization.kubernetes.io/autoupdate": "true"},
     });
-    if let Some((namespace, name)) = name.split_once('/').filter(|_| word == "role" || word == "rolebinding") {
+    if let Some((namespace, name)) = name.split_once('/').filter(|_| word == "role" || word == "rolebinding")
+    {
         metadata["name"] = name.into();
         metadata["namespace"] = namespace.into();
     }
@@ -94,9 +103,12 @@ fn head(line: &str) -> Option<Value> {
 
 fn detail(object: &mut Value, line: &str) {
     let words: Vec<&str> = line.split(' ').collect();
-    let list = |text: &str| text.split(',').map(|w| Value::from(if w == "_" { "" } else { w })).collect::<Vec<_>>();
+    let list =
+        |text: &str| text.split(',').map(|w| Value::from(if w == "_" { "" } else { w })).collect::<Vec<_>>();
     let (field, item) = match words.as_slice() {
-        [kind @ ("User" | "Group"), name] => ("subjects", json!({"kind": kind, "apiGroup": GROUP, "name": name})),
+        [kind @ ("User" | "Group"), name] => {
+            ("subjects", json!({"kind": kind, "apiGroup": GROUP, "name": name}))
+        }
         ["ServiceAccount", name] => {
             let (namespace, name) = name.split_once('/').unwrap_or(("", name));
             ("subjects", json!({"kind": "ServiceAccount", "name": name, "namespace": namespace}))
@@ -105,7 +117,8 @@ fn detail(object: &mut Value, line: &str) {
             ("rules", json!({"verbs": list(verbs), "nonResourceURLs": list(urls.trim_start_matches("url="))}))
         }
         [verbs, groups, resources, rest @ ..] => {
-            let mut rule = json!({"verbs": list(verbs), "apiGroups": list(groups), "resources": list(resources)});
+            let mut rule =
+                json!({"verbs": list(verbs), "apiGroups": list(groups), "resources": list(resources)});
             if let Some(names) = rest.first().and_then(|r| r.strip_prefix("names=")) {
                 rule["resourceNames"] = list(names).into();
             }
@@ -134,7 +147,11 @@ mod tests {
         }
         fn list(&self, group: &str, resource: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
             let here = |o: &Arc<Value>| namespace.is_none_or(|n| crate::value::namespace(o) == n);
-            self.0.iter().filter(|(r, o)| r.group == group && r.plural == resource && here(o)).map(|(_, o)| o.clone()).collect()
+            self.0
+                .iter()
+                .filter(|(r, o)| r.group == group && r.plural == resource && here(o))
+                .map(|(_, o)| o.clone())
+                .collect()
         }
     }
 

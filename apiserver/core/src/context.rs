@@ -75,6 +75,7 @@ impl<'a> Target<'a> {
     pub fn object(resource: &'a Resource, namespace: &'a str, name: &'a str) -> Target<'a> {
         Target { resource, subresource: None, namespace, name }
     }
+    #[allow(clippy::should_implement_trait)]
     pub fn sub(self, subresource: &'a str) -> Target<'a> {
         Target { subresource: Some(subresource), ..self }
     }

@@ -45,7 +45,11 @@ pub fn from_stored(resource: &Resource, object: Value) -> Value {
     }
 }
 
-fn event(mut object: Value, version: &str, pair: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str)) -> Value {
+fn event(
+    mut object: Value,
+    version: &str,
+    pair: impl Fn((&'static str, &'static str)) -> (&'static str, &'static str),
+) -> Value {
     set(&mut object, "apiVersion", version);
     for fields in EVENT_FIELDS {
         let (from, to) = pair(fields);
@@ -79,7 +83,8 @@ fn is_cpu(metric: &Value) -> bool {
 
 fn autoscaler_v2(mut object: Value) -> Value {
     set(&mut object, "apiVersion", "autoscaling/v2");
-    let mut metrics = annotation(&mut object, METRICS).and_then(|m| m.as_array().cloned()).unwrap_or_default();
+    let mut metrics =
+        annotation(&mut object, METRICS).and_then(|m| m.as_array().cloned()).unwrap_or_default();
     if let Some(percent) = take(&mut object, "spec.targetCPUUtilizationPercentage") {
         let cpu = json!({"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": percent}}});
         metrics.insert(0, cpu);
@@ -93,7 +98,8 @@ fn autoscaler_v2(mut object: Value) -> Value {
     if let Some(conditions) = annotation(&mut object, CONDITIONS) {
         set(&mut object, "status.conditions", conditions);
     }
-    let mut current = annotation(&mut object, CURRENT).and_then(|m| m.as_array().cloned()).unwrap_or_default();
+    let mut current =
+        annotation(&mut object, CURRENT).and_then(|m| m.as_array().cloned()).unwrap_or_default();
     if let Some(percent) = take(&mut object, "status.currentCPUUtilizationPercentage") {
         let cpu = json!({"type": "Resource", "resource": {"name": "cpu", "current": {"averageUtilization": percent}}});
         current.insert(0, cpu);
@@ -107,7 +113,11 @@ fn autoscaler_v1(mut object: Value) -> Value {
     let mut metrics = items(&object, "spec.metrics").to_vec();
     if let Some(i) = metrics.iter().position(is_cpu) {
         let cpu = metrics.remove(i);
-        set(&mut object, "spec.targetCPUUtilizationPercentage", at(&cpu, "resource.target.averageUtilization").clone());
+        set(
+            &mut object,
+            "spec.targetCPUUtilizationPercentage",
+            at(&cpu, "resource.target.averageUtilization").clone(),
+        );
     }
     take(&mut object, "spec.metrics");
     annotate(&mut object, METRICS, &metrics.into());
@@ -116,10 +126,16 @@ fn autoscaler_v1(mut object: Value) -> Value {
     let conditions = object.get_mut("status").and_then(|s| take(s, "conditions")).unwrap_or_default();
     annotate(&mut object, CONDITIONS, &conditions);
     let mut current = items(&object, "status.currentMetrics").to_vec();
-    let cpu = |m: &Value| text(m, "resource.name") == "cpu" && at(m, "resource.current.averageUtilization").is_number();
+    let cpu = |m: &Value| {
+        text(m, "resource.name") == "cpu" && at(m, "resource.current.averageUtilization").is_number()
+    };
     if let Some(i) = current.iter().position(cpu) {
         let found = current.remove(i);
-        set(&mut object, "status.currentCPUUtilizationPercentage", at(&found, "resource.current.averageUtilization").clone());
+        set(
+            &mut object,
+            "status.currentCPUUtilizationPercentage",
+            at(&found, "resource.current.averageUtilization").clone(),
+        );
     }
     if let Some(status) = object.get_mut("status") {
         take(status, "currentMetrics");
@@ -141,7 +157,10 @@ mod tests {
         let r = find("events.k8s.io", "v1", "events").unwrap();
         let new = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "regarding": {"name": "x"}, "note": "n", "reportingController": "c"});
         let old = to_stored(r, new.clone());
-        assert_eq!(old, json!({"apiVersion": "v1", "kind": "Event", "involvedObject": {"name": "x"}, "message": "n", "reportingComponent": "c"}));
+        assert_eq!(
+            old,
+            json!({"apiVersion": "v1", "kind": "Event", "involvedObject": {"name": "x"}, "message": "n", "reportingComponent": "c"})
+        );
         assert_eq!(from_stored(r, old), new);
     }
 

@@ -43,7 +43,8 @@ pub fn shape_of(group: &str, version: &str, kind: &str) -> Option<Shape> {
 /// The schema of what a target takes.
 pub fn shape_for(target: &Target) -> Result<Shape, Status> {
     let (group, version, kind) = body_kind(target);
-    shape_of(&group, &version, &kind).ok_or_else(|| Status::internal(format!("no schema for {kind} in {group}/{version}")))
+    shape_of(&group, &version, &kind)
+        .ok_or_else(|| Status::internal(format!("no schema for {kind} in {group}/{version}")))
 }
 
 /// Reads a request body (JSON or YAML) for a target. Warnings are texts for `Warning` headers.
@@ -80,7 +81,9 @@ pub fn decode(
         FieldValidation::Ignore => vec![],
         FieldValidation::Warn => strict,
         FieldValidation::Strict if strict.is_empty() => vec![],
-        FieldValidation::Strict => return Err(cannot(format!("strict decoding error: {}", strict.join(", ")))),
+        FieldValidation::Strict => {
+            return Err(cannot(format!("strict decoding error: {}", strict.join(", "))));
+        }
     };
     Ok((value, warnings))
 }
@@ -90,7 +93,11 @@ fn check_kind(value: &mut Value, group: &str, version: &str, kind: &str) -> Resu
     for key in ["apiVersion", "kind"] {
         if !matches!(value[key], Value::Null | Value::String(_)) {
             let found = go_kind(&value[key]);
-            return Err(unrecognized(kind, &format!("json: cannot unmarshal {found} into Go struct field .{key} of type string"), ""));
+            return Err(unrecognized(
+                kind,
+                &format!("json: cannot unmarshal {found} into Go struct field .{key} of type string"),
+                "",
+            ));
         }
     }
     let given_version = value["apiVersion"].as_str().filter(|s| !s.is_empty()).unwrap_or(&want).to_string();
@@ -140,7 +147,8 @@ fn parse_json(body: &[u8], kind: &str, table: &Table, shape: &Shape) -> Result<(
 
 fn parse_yaml(body: &[u8], kind: &str, table: &Table, shape: &Shape) -> Result<(Value, Vec<String>), Status> {
     let text = std::str::from_utf8(body).map_err(|_| unrecognized(kind, "yaml: invalid UTF-8", ""))?;
-    let value: Value = serde_saphyr::from_str(text).map_err(|e| Status::bad_request(format!("error converting YAML to JSON: yaml: {e}")))?;
+    let value: Value = serde_saphyr::from_str(text)
+        .map_err(|e| Status::bad_request(format!("error converting YAML to JSON: yaml: {e}")))?;
     if !value.is_object() {
         return Err(unrecognized(kind, "the body is no object", ""));
     }
@@ -154,7 +162,8 @@ pub fn parse_loose(body: &[u8]) -> Result<Value, Status> {
     if let Ok(value) = serde_json::from_slice(body) {
         return Ok(value);
     }
-    let text = std::str::from_utf8(body).map_err(|_| Status::bad_request("error decoding YAML: invalid UTF-8"))?;
+    let text =
+        std::str::from_utf8(body).map_err(|_| Status::bad_request("error decoding YAML: invalid UTF-8"))?;
     serde_saphyr::from_str(text).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))
 }
 
@@ -167,7 +176,9 @@ pub fn unknown_fields(table: &Table, shape: &Shape, value: &Value, path: &str, o
                 match table.get(*id).field(key) {
                     Some(f) => unknown_fields(table, &f.shape, child, &child_path, out),
                     None if table.get(*id).alias.is_some() => {}
-                    None if out.len() < MAX_STRICT_ERRORS => out.push(format!("unknown field \"{child_path}\"")),
+                    None if out.len() < MAX_STRICT_ERRORS => {
+                        out.push(format!("unknown field \"{child_path}\""))
+                    }
                     None => {}
                 }
             }
@@ -256,7 +267,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut out = vec![];
         loop {
             let path = format!("{}[{}]", self.path, out.len());
-            let seed = Seed { table: self.table, shape: item, path, strict: self.strict, depth: self.depth + 1 };
+            let seed =
+                Seed { table: self.table, shape: item, path, strict: self.strict, depth: self.depth + 1 };
             match seq.next_element_seed(seed)? {
                 Some(v) => out.push(v),
                 None => return Ok(Value::Array(out)),
@@ -283,7 +295,13 @@ impl<'de> Visitor<'de> for Seed<'_> {
             if !known {
                 self.note(format!("unknown field \"{path}\""));
             }
-            let seed = Seed { table: self.table, shape, path: path.clone(), strict: self.strict, depth: self.depth + 1 };
+            let seed = Seed {
+                table: self.table,
+                shape,
+                path: path.clone(),
+                strict: self.strict,
+                depth: self.depth + 1,
+            };
             let value = access.next_value_seed(seed)?;
             if duplicate && known {
                 self.note(format!("duplicate field \"{path}\""));
@@ -356,20 +374,47 @@ impl Normalizer<'_> {
         match shape {
             Shape::Any => Ok(()),
             Shape::FieldsV1 => Ok(()),
-            Shape::String => if value.is_string() { Ok(()) } else { wrong(value) },
-            Shape::Bool => if value.is_boolean() { Ok(()) } else { wrong(value) },
-            Shape::Number => if value.is_number() { Ok(()) } else { wrong(value) },
-            Shape::Int64 => if value.as_i64().is_some() { Ok(()) } else { wrong(value) },
+            Shape::String => {
+                if value.is_string() {
+                    Ok(())
+                } else {
+                    wrong(value)
+                }
+            }
+            Shape::Bool => {
+                if value.is_boolean() {
+                    Ok(())
+                } else {
+                    wrong(value)
+                }
+            }
+            Shape::Number => {
+                if value.is_number() {
+                    Ok(())
+                } else {
+                    wrong(value)
+                }
+            }
+            Shape::Int64 => {
+                if value.as_i64().is_some() {
+                    Ok(())
+                } else {
+                    wrong(value)
+                }
+            }
             Shape::Int32 => match value.as_i64() {
                 Some(n) if i32::try_from(n).is_ok() => Ok(()),
-                Some(n) => Err(format!("json: cannot unmarshal number {n} into Go struct field {owner}.{path} of type int32")),
+                Some(n) => Err(format!(
+                    "json: cannot unmarshal number {n} into Go struct field {owner}.{path} of type int32"
+                )),
                 None => wrong(value),
             },
             Shape::Bytes => self.bytes(shape, value, owner, path),
             Shape::Quantity => {
                 if !matches!(value, Value::String(_) | Value::Number(_)) {
                     return Err("quantities must match the regular expression \
-                                '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'".into());
+                                '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
+                        .into());
                 }
                 *value = Quantity::kept(value)?.into();
                 Ok(())
@@ -410,7 +455,9 @@ impl Normalizer<'_> {
         let Some(text) = value.as_str() else { return Err(self.wrong(shape, value, owner, path)) };
         match base64::engine::general_purpose::STANDARD.decode(text) {
             Ok(_) => Ok(()),
-            Err(base64::DecodeError::InvalidByte(at, _)) => Err(format!("illegal base64 data at input byte {at}")),
+            Err(base64::DecodeError::InvalidByte(at, _)) => {
+                Err(format!("illegal base64 data at input byte {at}"))
+            }
             Err(_) => Err(format!("illegal base64 data at input byte {}", text.len() / 4 * 4)),
         }
     }
@@ -420,7 +467,8 @@ impl Normalizer<'_> {
             return Err(format!("json: cannot unmarshal {} into Go value of type string", go_kind(value)));
         };
         let parsed: jiff::Timestamp = text.parse().map_err(|_| {
-            let layout = if digits == 0 { "2006-01-02T15:04:05Z07:00" } else { "2006-01-02T15:04:05.000000Z07:00" };
+            let layout =
+                if digits == 0 { "2006-01-02T15:04:05Z07:00" } else { "2006-01-02T15:04:05.000000Z07:00" };
             format!("parsing time \"{text}\" as \"{layout}\": cannot parse \"{text}\" as \"2006\"")
         })?;
         *value = if digits == 0 { crate::meta::time(parsed) } else { crate::meta::micro_time(parsed) }.into();
@@ -447,7 +495,10 @@ impl Normalizer<'_> {
                 self.value(&field.shape, v, ty.short_name(), &child_path)?;
                 if vanishes(field, v) {
                     map.remove(&field.name);
-                } else if !field.pointer && matches!(field.shape, Shape::List(_) | Shape::Map(_)) && crate::value::is_empty(v) {
+                } else if !field.pointer
+                    && matches!(field.shape, Shape::List(_) | Shape::Map(_))
+                    && crate::value::is_empty(v)
+                {
                     // A list that is always written reads null when there is nothing in it.
                     *v = Value::Null;
                 }

@@ -16,7 +16,9 @@ pub fn options(value: &Value) -> Result<DeleteOptions, Status> {
             Value::Array(_) => "array",
             _ => "object",
         };
-        Status::bad_request(format!("json: cannot unmarshal {found} into Go struct field DeleteOptions.{field} of type {want}"))
+        Status::bad_request(format!(
+            "json: cannot unmarshal {found} into Go struct field DeleteOptions.{field} of type {want}"
+        ))
     };
     let text = |at: &Value, field: &str| match at {
         Value::Null => Ok(None),
@@ -25,7 +27,10 @@ pub fn options(value: &Value) -> Result<DeleteOptions, Status> {
     };
     let mut out = DeleteOptions {
         precondition_uid: text(&value["preconditions"]["uid"], "preconditions.uid")?,
-        precondition_resource_version: text(&value["preconditions"]["resourceVersion"], "preconditions.resourceVersion")?,
+        precondition_resource_version: text(
+            &value["preconditions"]["resourceVersion"],
+            "preconditions.resourceVersion",
+        )?,
         propagation_policy: text(&value["propagationPolicy"], "propagationPolicy")?,
         ..DeleteOptions::default()
     };
@@ -54,14 +59,27 @@ pub fn check(options: &DeleteOptions) -> Result<(), Status> {
         }
         let known = ["Foreground", "Background", "Orphan"];
         if !known.contains(&policy.as_str()) {
-            errors.push(FieldError::not_supported(&path, policy.as_str(), &["Foreground", "Background", "Orphan", "nil"]));
+            errors.push(FieldError::not_supported(
+                &path,
+                policy.as_str(),
+                &["Foreground", "Background", "Orphan", "nil"],
+            ));
         }
     }
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid_kind("meta.k8s.io", "DeleteOptions", "", errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid_kind("meta.k8s.io", "DeleteOptions", "", errors))
+    }
 }
 
 /// What the store should hold after a DELETE.
-pub fn delete(target: &Target, current: &Value, options: &DeleteOptions, ctx: &Context) -> Result<Deletion, Status> {
+pub fn delete(
+    target: &Target,
+    current: &Value,
+    options: &DeleteOptions,
+    ctx: &Context,
+) -> Result<Deletion, Status> {
     check(options)?;
     preconditions(target, current, options)?;
     crate::admission::validate_delete(target, current, ctx)?;

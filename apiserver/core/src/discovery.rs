@@ -24,8 +24,11 @@ fn group_body(group: &str, versions: &[&str]) -> Value {
 
 /// `/apis`.
 pub fn groups() -> Value {
-    let list: Vec<Value> =
-        table_groups().iter().filter(|(g, _)| !g.is_empty()).map(|(g, versions)| group_body(g, versions)).collect();
+    let list: Vec<Value> = table_groups()
+        .iter()
+        .filter(|(g, _)| !g.is_empty())
+        .map(|(g, versions)| group_body(g, versions))
+        .collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": list})
 }
 
@@ -70,7 +73,8 @@ fn sub_entry(r: &Resource, s: &Subresource) -> Value {
 
 /// `/api/v1` and `/apis/{group}/{version}`; none when it is not served.
 pub fn resources(group: &str, version: &str) -> Option<Value> {
-    let mut served: Vec<&Resource> = RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
+    let mut served: Vec<&Resource> =
+        RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
     if served.is_empty() {
         return None;
     }
@@ -79,7 +83,8 @@ pub fn resources(group: &str, version: &str) -> Option<Value> {
         .iter()
         .flat_map(|r| std::iter::once(entry(r)).chain(r.subresources.iter().map(|s| sub_entry(r, s))))
         .collect();
-    let mut out = json!({"kind": "APIResourceList", "groupVersion": group_version(group, version), "resources": list});
+    let mut out =
+        json!({"kind": "APIResourceList", "groupVersion": group_version(group, version), "resources": list});
     if !group.is_empty() {
         out["apiVersion"] = "v1".into();
     }
@@ -118,7 +123,8 @@ pub fn aggregated(version: &str, legacy: bool) -> Value {
             let versions: Vec<Value> = versions
                 .into_iter()
                 .map(|v| {
-                    let mut served: Vec<&Resource> = RESOURCES.iter().filter(|r| r.group == g && r.version == v).collect();
+                    let mut served: Vec<&Resource> =
+                        RESOURCES.iter().filter(|r| r.group == g && r.version == v).collect();
                     served.sort_by(|a, b| a.plural.cmp(&b.plural));
                     let list: Vec<Value> = served.into_iter().map(aggregated_resource).collect();
                     json!({"version": v, "resources": list, "freshness": "Current"})

@@ -101,8 +101,10 @@ impl FieldSet {
                 continue;
             }
             let none = Node::default();
-            let (a, b) = (self.nodes.get(element).unwrap_or(&none), other.nodes.get(element).unwrap_or(&none));
-            let node = Node { member: keep(a.member, b.member), children: a.children.combine(&b.children, keep) };
+            let (a, b) =
+                (self.nodes.get(element).unwrap_or(&none), other.nodes.get(element).unwrap_or(&none));
+            let node =
+                Node { member: keep(a.member, b.member), children: a.children.combine(&b.children, keep) };
             if node.member || !node.children.is_empty() {
                 nodes.insert(element.clone(), node);
             }

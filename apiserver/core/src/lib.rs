@@ -43,7 +43,8 @@ pub mod write;
 
 pub use authz::{Attributes, Decision};
 pub use context::{
-    Claim, Context, DeleteOptions, Deletion, FieldValidation, Outcome, PatchType, Target, UserInfo, View, WriteOptions,
+    Claim, Context, DeleteOptions, Deletion, FieldValidation, Outcome, PatchType, Target, UserInfo, View,
+    WriteOptions,
 };
 pub use decode::decode;
 pub use delete::delete;

@@ -20,8 +20,16 @@ const ANCIENT: &str = "ancient-changes";
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 
 /// Fields nobody manages.
-const UNMANAGED: [&str; 8] =
-    ["name", "namespace", "creationTimestamp", "selfLink", "uid", "generation", "managedFields", "resourceVersion"];
+const UNMANAGED: [&str; 8] = [
+    "name",
+    "namespace",
+    "creationTimestamp",
+    "selfLink",
+    "uid",
+    "generation",
+    "managedFields",
+    "resourceVersion",
+];
 
 #[derive(Debug, Clone, PartialEq)]
 struct Entry {
@@ -150,7 +158,8 @@ fn strip(set: &mut FieldSet, target: &Target) {
 
 fn shape(target: &Target) -> Result<Shape, Status> {
     let r = target.resource;
-    decode::shape_of(&r.group, &r.version, &r.kind).ok_or_else(|| Status::internal(format!("no schema for {}", r.kind)))
+    decode::shape_of(&r.group, &r.version, &r.kind)
+        .ok_or_else(|| Status::internal(format!("no schema for {}", r.kind)))
 }
 
 /// An object of the kind that says nothing.
@@ -179,7 +188,9 @@ pub(crate) fn update(
 ) -> Result<(), Status> {
     let shape = shape(target)?;
     let given = items(new, "metadata.managedFields");
-    if !given.is_empty() && given.iter().all(|g| g.as_object().is_some_and(|m| m.is_empty() || is_blank_entry(g))) {
+    if !given.is_empty()
+        && given.iter().all(|g| g.as_object().is_some_and(|m| m.is_empty() || is_blank_entry(g)))
+    {
         take(new, "metadata.managedFields");
         return Ok(());
     }
@@ -253,12 +264,25 @@ pub(crate) fn apply(
     meta::place(target, &mut config)?;
     let shape = shape(target)?;
     merge::check(builtin(), &shape, &config).map_err(|e| {
-        let what = format!("{}/{}; {}, Kind={}", target.namespace, name(&config), target.resource.api_version(), target.resource.kind);
-        Status { code: 500, message: format!("failed to create typed patch object ({what}): {e}"), bare: true, ..Status::default() }
+        let what = format!(
+            "{}/{}; {}, Kind={}",
+            target.namespace,
+            name(&config),
+            target.resource.api_version(),
+            target.resource.kind
+        );
+        Status {
+            code: 500,
+            message: format!("failed to create typed patch object ({what}): {e}"),
+            bare: true,
+            ..Status::default()
+        }
     })?;
     let uid = text(&config, "metadata.uid");
     if current.is_none() && !uid.is_empty() {
-        let cause = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+        let cause = format!(
+            "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+        );
         return Err(Status::conflict(target.resource, target.name, &cause));
     }
     let (next, entries) = applied(target, current, &config, &shape, options, ctx)?;
@@ -269,7 +293,9 @@ fn check_kind(target: &Target, config: &Value) -> Result<(), Status> {
     let (group, version, kind) = decode::body_kind(target);
     let want = if group.is_empty() { version } else { format!("{group}/{version}") };
     if text(config, "kind").is_empty() {
-        return Err(Status::bad_request("error decoding YAML: Object 'Kind' is missing; set apiVersion and kind"));
+        return Err(Status::bad_request(
+            "error decoding YAML: Object 'Kind' is missing; set apiVersion and kind",
+        ));
     }
     if text(config, "apiVersion") != want || text(config, "kind") != kind {
         let shown = format!("{}, Kind={}", text(config, "apiVersion"), text(config, "kind"));
@@ -353,8 +379,14 @@ fn applied(
 }
 
 /// Fields that kubectl owns from the time it applied on the client's side: it may take them over.
-fn last_applied(table: &keelson_api::schema::Table, shape: &Shape, before: &Value, manager: &str) -> FieldSet {
-    let annotation = at(before, "metadata.annotations").get("kubectl.kubernetes.io/last-applied-configuration");
+fn last_applied(
+    table: &keelson_api::schema::Table,
+    shape: &Shape,
+    before: &Value,
+    manager: &str,
+) -> FieldSet {
+    let annotation =
+        at(before, "metadata.annotations").get("kubectl.kubernetes.io/last-applied-configuration");
     let parsed = annotation.and_then(Value::as_str).and_then(|t| serde_json::from_str(t).ok());
     match parsed.filter(|_| manager == "kubectl") {
         Some(object) => merge::fields(table, shape, &object),
@@ -404,7 +436,13 @@ fn conflict(entries: &[Entry], conflicts: &[(usize, FieldSet)]) -> Status {
         groups.join("\n")
     };
     let plural = if total == 1 { "conflict" } else { "conflicts" };
-    Status { code: 409, reason: "Conflict", message: format!("Apply failed with {total} {plural}: {list}"), causes, ..Status::default() }
+    Status {
+        code: 409,
+        reason: "Conflict",
+        message: format!("Apply failed with {total} {plural}: {list}"),
+        causes,
+        ..Status::default()
+    }
 }
 
 fn finish(
@@ -440,7 +478,13 @@ fn drop_nulls(object: &mut Value) {
 }
 
 /// Applying a Scale is owning the replicas.
-fn apply_scale(target: &Target, current: Option<&Value>, config: &Value, options: &WriteOptions, ctx: &Context) -> Result<Outcome, Status> {
+fn apply_scale(
+    target: &Target,
+    current: Option<&Value>,
+    config: &Value,
+    options: &WriteOptions,
+    ctx: &Context,
+) -> Result<Outcome, Status> {
     let Some(current) = current else {
         return Err(Status::not_found(target.resource, target.name));
     };

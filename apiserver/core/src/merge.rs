@@ -38,7 +38,9 @@ impl<'a> Place<'a> {
             return Form::Leaf;
         }
         match self.shape {
-            Shape::Object(id) if self.table.get(*id).atomic || self.table.get(*id).alias.is_some() => Form::Leaf,
+            Shape::Object(id) if self.table.get(*id).atomic || self.table.get(*id).alias.is_some() => {
+                Form::Leaf
+            }
             Shape::Object(_) => Form::Struct(self.shape),
             Shape::Map(item) => Form::Map(item),
             Shape::List(item) => match self.field.and_then(|f| f.list.as_ref()) {
@@ -138,7 +140,13 @@ pub fn compare(table: &Table, shape: &Shape, old: &Value, new: &Value) -> Differ
     out
 }
 
-fn differ(place: Place, old: Option<&Value>, new: Option<&Value>, path: &mut Vec<Element>, out: &mut Difference) {
+fn differ(
+    place: Place,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    path: &mut Vec<Element>,
+    out: &mut Difference,
+) {
     match (old, new) {
         (None, None) => return,
         (None, Some(_)) => out.added.insert(path),
@@ -165,7 +173,9 @@ fn differ(place: Place, old: Option<&Value>, new: Option<&Value>, path: &mut Vec
                 v.as_array().into_iter().flatten().map(|i| (place.element(&form, i), i.clone())).collect()
             };
             let (a, b) = (side(a), side(b));
-            let find = |side: &[(Element, Value)], e: &Element| side.iter().find(|(x, _)| x == e).map(|(_, v)| v.clone());
+            let find = |side: &[(Element, Value)], e: &Element| {
+                side.iter().find(|(x, _)| x == e).map(|(_, v)| v.clone())
+            };
             let elements: std::collections::BTreeSet<&Element> = a.iter().chain(&b).map(|(e, _)| e).collect();
             for element in elements {
                 path.push(element.clone());
@@ -198,8 +208,10 @@ fn lay(place: Place, under: &Value, over: &Value) -> Value {
             Value::Object(out)
         }
         (Form::Items(..) | Form::Set, Value::Array(a), Value::Array(b)) => {
-            let (a_keys, b_keys): (Vec<_>, Vec<_>) =
-                (a.iter().map(|i| place.element(&form, i)).collect(), b.iter().map(|i| place.element(&form, i)).collect());
+            let (a_keys, b_keys): (Vec<_>, Vec<_>) = (
+                a.iter().map(|i| place.element(&form, i)).collect(),
+                b.iter().map(|i| place.element(&form, i)).collect(),
+            );
             let mut out = vec![];
             let (mut i, mut j) = (0, 0);
             // Shared items follow the order of `over`; the others keep their place among them.
@@ -310,10 +322,15 @@ fn fit(place: Place, value: &Value, path: &mut String) -> Result<(), String> {
             for (i, item) in list.iter().enumerate() {
                 let length = path.len();
                 if let Form::Items(shape, keys) = &form {
-                    let lacks = |k: &&String| item[*k].is_null() && place.table.field(shape, k).is_none_or(|f| f.default.is_none() && f.required);
+                    let lacks = |k: &&String| {
+                        item[*k].is_null()
+                            && place.table.field(shape, k).is_none_or(|f| f.default.is_none() && f.required)
+                    };
                     let missing: Vec<&String> = keys.iter().filter(lacks).collect();
                     if let Some(first) = missing.first() {
-                        return Err(format!("{path}: element {i}: associative list with keys has an element that omits key field {first:?} (and doesn't have default value)"));
+                        return Err(format!(
+                            "{path}: element {i}: associative list with keys has an element that omits key field {first:?} (and doesn't have default value)"
+                        ));
                     }
                 }
                 if !matches!(form, Form::Leaf) {
@@ -331,7 +348,9 @@ fn fit(place: Place, value: &Value, path: &mut String) -> Result<(), String> {
             }
             Ok(())
         }
-        Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime if !value.is_string() => wrong("string"),
+        Shape::String | Shape::Bytes | Shape::Time | Shape::MicroTime if !value.is_string() => {
+            wrong("string")
+        }
         Shape::Bool if !value.is_boolean() => wrong("boolean"),
         Shape::Int32 | Shape::Int64 | Shape::Number if !value.is_number() => wrong("numeric (int or float)"),
         Shape::Quantity | Shape::IntOrString if !(value.is_string() || value.is_number()) => wrong("string"),
@@ -361,7 +380,10 @@ mod tests {
         let a = json!({"spec": {"containers": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}});
         let b = json!({"spec": {"containers": [{"name": "b", "image": "2"}, {"name": "c"}]}});
         let merged = merge(builtin(), &shape, &a, &b);
-        assert_eq!(merged["spec"]["containers"], json!([{"name": "a", "image": "1"}, {"name": "b", "image": "2"}, {"name": "c"}]));
+        assert_eq!(
+            merged["spec"]["containers"],
+            json!([{"name": "a", "image": "1"}, {"name": "b", "image": "2"}, {"name": "c"}])
+        );
         assert_eq!(merge(builtin(), &shape, &merged, &b), merged);
     }
 }

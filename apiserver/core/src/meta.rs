@@ -62,11 +62,14 @@ pub fn place(target: &Target, object: &mut Value) -> Result<(), Status> {
 pub fn check_name(target: &Target, object: &Value) -> Result<(), Status> {
     let (given, url) = (text(object, "metadata.name"), target.name);
     if given.is_empty() {
-        let message = format!("the name of the object ({url} based on URL) was undeterminable: name must be provided");
+        let message =
+            format!("the name of the object ({url} based on URL) was undeterminable: name must be provided");
         return Err(Status::bad_request(message));
     }
     if given != url {
-        return Err(Status::bad_request(format!("the name of the object ({given}) does not match the name on the URL ({url})")));
+        return Err(Status::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({url})"
+        )));
     }
     Ok(())
 }
@@ -129,7 +132,11 @@ pub fn validate(target: &Target, object: &Value, name_check: NameCheck, errors: 
 
 fn validate_common(meta: &Value, path: &Path, errors: &mut ErrorList) {
     if let Some(generation) = meta["generation"].as_i64().filter(|g| *g < 0) {
-        errors.push(FieldError::invalid(&path.child("generation"), generation, "must be greater than or equal to 0"));
+        errors.push(FieldError::invalid(
+            &path.child("generation"),
+            generation,
+            "must be greater than or equal to 0",
+        ));
     }
     labels(&meta["labels"], &path.child("labels"), errors);
     annotations(&meta["annotations"], &path.child("annotations"), errors);
@@ -252,7 +259,9 @@ fn new_finalizers(current: &Value, new: &Value, path: &Path, errors: &mut ErrorL
 
 fn immutable(current: &Value, new: &Value, path: &Path, errors: &mut ErrorList) {
     let (old, meta) = (&current["metadata"], &new["metadata"]);
-    for field in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for field in
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+    {
         if meta[field] != old[field] {
             errors.push(FieldError::invalid(&path.child(field), meta[field].clone(), "field is immutable"));
         }

@@ -29,7 +29,11 @@ pub fn authorize(a: &Attributes, view: &dyn View) -> Decision {
     match (a.group.as_str(), a.resource.as_str(), a.subresource.as_str()) {
         ("", "secrets" | "configmaps", "") => match verb {
             "get" | "list" | "watch" if !a.name.is_empty() => {
-                if uses(node, &a.resource, &a.namespace, &a.name, view) { allow() } else { deny(&no_relation) }
+                if uses(node, &a.resource, &a.namespace, &a.name, view) {
+                    allow()
+                } else {
+                    deny(&no_relation)
+                }
             }
             "get" | "list" | "watch" => deny("No Object name found"),
             _ => deny("can only read resources of this type"),
@@ -59,7 +63,11 @@ pub fn authorize(a: &Attributes, view: &dyn View) -> Decision {
         },
         ("coordination.k8s.io", "leases", "") => match verb {
             "get" | "create" | "update" | "patch" | "delete" if a.namespace == "kube-node-lease" => {
-                if a.name == node || verb == "create" { allow() } else { deny("can only access node lease with the same name as the requesting node") }
+                if a.name == node || verb == "create" {
+                    allow()
+                } else {
+                    deny("can only access node lease with the same name as the requesting node")
+                }
             }
             _ => deny("can only access leases in the \"kube-node-lease\" system namespace"),
         },
@@ -77,8 +85,14 @@ pub fn authorize(a: &Attributes, view: &dyn View) -> Decision {
             "create" | "get" | "list" | "watch" => allow(),
             _ => deny(""),
         },
-        ("", "events", "") | ("events.k8s.io", "events", "") if matches!(verb, "create" | "update" | "patch") => allow(),
-        ("", "services", "") | ("node.k8s.io", "runtimeclasses", "") | ("storage.k8s.io", "csidrivers", "")
+        ("", "events", "") | ("events.k8s.io", "events", "")
+            if matches!(verb, "create" | "update" | "patch") =>
+        {
+            allow()
+        }
+        ("", "services", "")
+        | ("node.k8s.io", "runtimeclasses", "")
+        | ("storage.k8s.io", "csidrivers", "")
             if matches!(verb, "get" | "list" | "watch") =>
         {
             allow()
@@ -104,7 +118,11 @@ fn pods(a: &Attributes, node: &str, view: &dyn View) -> Decision {
             let pod = view.get("", "pods", &a.namespace, &a.name);
             // One that is gone is answered with 404, not with a riddle.
             let found = pod.is_none_or(|p| text(&p, "spec.nodeName") == node);
-            if found { allow() } else { deny(&format!("no relationship found between node '{node}' and this object")) }
+            if found {
+                allow()
+            } else {
+                deny(&format!("no relationship found between node '{node}' and this object"))
+            }
         }
         _ => deny(""),
     }
@@ -119,7 +137,9 @@ fn pods_of(node: &str, view: &dyn View) -> Vec<std::sync::Arc<Value>> {
 /// Whether a pod on the node names the object in one of its fields.
 fn uses(node: &str, resource: &str, namespace: &str, name: &str, view: &dyn View) -> bool {
     let pods = pods_of(node, view);
-    pods.iter().filter(|p| text(p, "metadata.namespace") == namespace).any(|p| names_of(p, resource).contains(&name))
+    pods.iter()
+        .filter(|p| text(p, "metadata.namespace") == namespace)
+        .any(|p| names_of(p, resource).contains(&name))
 }
 
 /// Whether a claim that a pod on the node uses is bound to the volume.
@@ -127,7 +147,8 @@ fn uses_volume(node: &str, volume: &str, view: &dyn View) -> bool {
     pods_of(node, view).iter().any(|p| {
         let namespace = text(p, "metadata.namespace");
         names_of(p, "persistentvolumeclaims").iter().any(|claim| {
-            view.get("", "persistentvolumeclaims", namespace, claim).is_some_and(|c| text(&c, "spec.volumeName") == volume)
+            view.get("", "persistentvolumeclaims", namespace, claim)
+                .is_some_and(|c| text(&c, "spec.volumeName") == volume)
         })
     })
 }

@@ -39,7 +39,8 @@ pub fn index() -> Value {
 
 /// `/openapi/v3/…` of a group and version; none when it is not served.
 pub fn v3(group: &str, version: &str) -> Option<Value> {
-    let served: Vec<&Resource> = RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
+    let served: Vec<&Resource> =
+        RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
     if served.is_empty() {
         return None;
     }
@@ -103,7 +104,8 @@ const LIST: &[(&str, &str)] = &[
     ("timeoutSeconds", "integer"),
     ("watch", "boolean"),
 ];
-const WRITE: &[(&str, &str)] = &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
+const WRITE: &[(&str, &str)] =
+    &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
 const PATCH: &[(&str, &str)] =
     &[("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string"), ("force", "boolean")];
 const DELETE: &[(&str, &str)] = &[
@@ -143,16 +145,64 @@ impl Document {
         let patch = format!("{META}.Patch");
         let gvk = (r.group.as_str(), r.version.as_str(), r.kind.as_str());
         let op = |verb: &str| match verb {
-            "list" => Some((&collection, Operation { method: "get", action: "list", body: None, answer: &list, parameters: LIST })),
-            "create" => Some((&collection, Operation { method: "post", action: "post", body: Some(&r.schema), answer: &r.schema, parameters: WRITE })),
+            "list" => Some((
+                &collection,
+                Operation { method: "get", action: "list", body: None, answer: &list, parameters: LIST },
+            )),
+            "create" => Some((
+                &collection,
+                Operation {
+                    method: "post",
+                    action: "post",
+                    body: Some(&r.schema),
+                    answer: &r.schema,
+                    parameters: WRITE,
+                },
+            )),
             "deletecollection" => Some((
                 &collection,
-                Operation { method: "delete", action: "deletecollection", body: Some(&options), answer: &status, parameters: DELETE_COLLECTION },
+                Operation {
+                    method: "delete",
+                    action: "deletecollection",
+                    body: Some(&options),
+                    answer: &status,
+                    parameters: DELETE_COLLECTION,
+                },
             )),
-            "get" => Some((&object, Operation { method: "get", action: "get", body: None, answer: &r.schema, parameters: &[] })),
-            "update" => Some((&object, Operation { method: "put", action: "put", body: Some(&r.schema), answer: &r.schema, parameters: WRITE })),
-            "patch" => Some((&object, Operation { method: "patch", action: "patch", body: Some(&patch), answer: &r.schema, parameters: PATCH })),
-            "delete" => Some((&object, Operation { method: "delete", action: "delete", body: Some(&options), answer: &status, parameters: DELETE })),
+            "get" => Some((
+                &object,
+                Operation { method: "get", action: "get", body: None, answer: &r.schema, parameters: &[] },
+            )),
+            "update" => Some((
+                &object,
+                Operation {
+                    method: "put",
+                    action: "put",
+                    body: Some(&r.schema),
+                    answer: &r.schema,
+                    parameters: WRITE,
+                },
+            )),
+            "patch" => Some((
+                &object,
+                Operation {
+                    method: "patch",
+                    action: "patch",
+                    body: Some(&patch),
+                    answer: &r.schema,
+                    parameters: PATCH,
+                },
+            )),
+            "delete" => Some((
+                &object,
+                Operation {
+                    method: "delete",
+                    action: "delete",
+                    body: Some(&options),
+                    answer: &status,
+                    parameters: DELETE,
+                },
+            )),
             _ => None,
         };
         for (path, operation) in r.verbs.iter().filter_map(|v| op(v)) {
@@ -160,7 +210,11 @@ impl Document {
         }
         if r.namespaced && r.allows("list") {
             let all = format!("{base}/{}", r.plural);
-            self.add(&all, &Operation { method: "get", action: "list", body: None, answer: &list, parameters: LIST }, gvk);
+            self.add(
+                &all,
+                &Operation { method: "get", action: "list", body: None, answer: &list, parameters: LIST },
+                gvk,
+            );
         }
         for s in &r.subresources {
             self.subresource(r, s, &format!("{object}/{}", s.name));
@@ -172,7 +226,9 @@ impl Document {
         let group = if s.version.is_empty() { r.group.as_str() } else { s.group.as_str() };
         let schema = match s.kind.as_str() {
             "Scale" => SCALE.to_string(),
-            kind if s.version.is_empty() => format!("{}.{kind}", r.schema.rsplit_once('.').map_or("", |(p, _)| p)),
+            kind if s.version.is_empty() => {
+                format!("{}.{kind}", r.schema.rsplit_once('.').map_or("", |(p, _)| p))
+            }
             kind => format!("io.k8s.api.{}.{version}.{kind}", group.split('.').next().unwrap_or(group)),
         };
         let connects = builtin().id(&schema).is_none() || s.name == "log";
@@ -188,7 +244,11 @@ impl Document {
             };
             let action = if connects && s.name != "log" { "connect" } else { method };
             let (body, parameters) = if connects { (None, &[][..]) } else { (body, parameters) };
-            self.add(path, &Operation { method, action, body, answer: if connects { "" } else { &schema }, parameters }, gvk);
+            self.add(
+                path,
+                &Operation { method, action, body, answer: if connects { "" } else { &schema }, parameters },
+                gvk,
+            );
         }
     }
 
@@ -209,7 +269,11 @@ impl Document {
     fn add(&mut self, path: &str, op: &Operation, (group, version, kind): (&str, &str, &str)) {
         let parameter = |name: &str, kind: &str, place: &str, third: bool| {
             let mut p = json!({"name": name, "in": place, "uniqueItems": true});
-            if third { p["schema"] = json!({"type": kind, "uniqueItems": true}) } else { p["type"] = kind.into() }
+            if third {
+                p["schema"] = json!({"type": kind, "uniqueItems": true})
+            } else {
+                p["type"] = kind.into()
+            }
             if third {
                 crate::value::take(&mut p, "uniqueItems");
             }
@@ -300,7 +364,8 @@ impl Document {
             let properties: Map<String, Value> =
                 ty.fields.iter().map(|f| (f.name.clone(), self.field_schema(table, f))).collect();
             out["properties"] = properties.into();
-            let required: Vec<&str> = ty.fields.iter().filter(|f| f.required).map(|f| f.name.as_str()).collect();
+            let required: Vec<&str> =
+                ty.fields.iter().filter(|f| f.required).map(|f| f.name.as_str()).collect();
             if !required.is_empty() {
                 out["required"] = json!(required);
             }
@@ -309,7 +374,8 @@ impl Document {
             out["x-kubernetes-map-type"] = "atomic".into();
         }
         if let Some((group, version, kind)) = &ty.gvk {
-            out["x-kubernetes-group-version-kind"] = json!([{"group": group, "version": version, "kind": kind}]);
+            out["x-kubernetes-group-version-kind"] =
+                json!([{"group": group, "version": version, "kind": kind}]);
         }
         out
     }
@@ -365,7 +431,9 @@ impl Document {
             Shape::Bool => json!({"type": "boolean"}),
             Shape::Any => json!({"type": "object"}),
             Shape::List(item) => json!({"type": "array", "items": self.shape_schema(table, item)}),
-            Shape::Map(item) => json!({"type": "object", "additionalProperties": self.shape_schema(table, item)}),
+            Shape::Map(item) => {
+                json!({"type": "object", "additionalProperties": self.shape_schema(table, item)})
+            }
             Shape::Object(id) => named(&table.get(*id).name),
             other => match alias_name(other) {
                 Some(name) => named(name),
@@ -433,7 +501,8 @@ mod tests {
             assert!(doc["components"]["schemas"].get(name).is_some(), "{name}");
         }
         let patch = &doc["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        let names: Vec<_> = patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].clone()).collect();
+        let names: Vec<_> =
+            patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].clone()).collect();
         assert!(names.contains(&json!("fieldValidation")) && names.contains(&json!("dryRun")));
     }
 

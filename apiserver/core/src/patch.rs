@@ -3,7 +3,7 @@
 //! The patched object goes through the same door as a PUT ([`crate::update`]), so nothing a patch does escapes validation.
 
 use crate::context::{Context, FieldValidation, Outcome, PatchType, Target, WriteOptions};
-use crate::value::{text, take};
+use crate::value::{take, text};
 use crate::{decode, managed, meta, scale, strategic, write};
 use keelson_api::{FieldError, Path, Status, schema};
 use serde_json::Value;
@@ -31,7 +31,11 @@ pub fn patch(
     let shape = decode::shape_for(target)?;
     check_kind(target, &patched)?;
     let (group, version, kind) = decode::body_kind(target);
-    crate::value::set(&mut patched, "apiVersion", if group.is_empty() { version } else { format!("{group}/{version}") });
+    crate::value::set(
+        &mut patched,
+        "apiVersion",
+        if group.is_empty() { version } else { format!("{group}/{version}") },
+    );
     crate::value::set(&mut patched, "kind", kind);
     let shown = patched.clone();
     decode::normalize(schema::builtin(), &shape, &mut patched).map_err(|e| match patch_type {
@@ -39,12 +43,17 @@ pub fn patch(
             let shown = go_map(&serde_json::from_slice(body).unwrap_or(Value::Null));
             unprocessable(&shown, &format!("error decoding from json: {e}"))
         }
-        PatchType::Strategic => unprocessable(&go_map(&serde_json::from_slice(body).unwrap_or(Value::Null)), &e),
+        PatchType::Strategic => {
+            unprocessable(&go_map(&serde_json::from_slice(body).unwrap_or(Value::Null)), &e)
+        }
         _ => unprocessable(&shown.to_string(), &e),
     })?;
     let strict = if options.field_validation == FieldValidation::Ignore { vec![] } else { strict };
     if options.field_validation == FieldValidation::Strict && !strict.is_empty() {
-        return Err(unprocessable(&shown.to_string(), &format!("strict decoding error: {}", strict.join(", "))));
+        return Err(unprocessable(
+            &shown.to_string(),
+            &format!("strict decoding error: {}", strict.join(", ")),
+        ));
     }
     // Unless the patch names a version, it is meant for whatever is there.
     if text(&patched, "metadata.resourceVersion").is_empty() {
@@ -64,11 +73,15 @@ pub fn patch(
     Ok(outcome)
 }
 
-fn apply_patch(target: &Target, before: &Value, patch_type: PatchType, body: &[u8]) -> Result<(Value, Vec<String>), Status> {
+fn apply_patch(
+    target: &Target,
+    before: &Value,
+    patch_type: PatchType,
+    body: &[u8],
+) -> Result<(Value, Vec<String>), Status> {
     let decoding = |e: &dyn std::fmt::Display| Status::bad_request(format!("error decoding patch: {e}"));
-    let parsed: Value = serde_json::from_slice(body).map_err(|e| {
-        if e.is_eof() { decoding(&"unexpected end of JSON input") } else { decoding(&e) }
-    })?;
+    let parsed: Value = serde_json::from_slice(body)
+        .map_err(|e| if e.is_eof() { decoding(&"unexpected end of JSON input") } else { decoding(&e) })?;
     let shape = decode::shape_for(target)?;
     let table = schema::builtin();
     let patched = match patch_type {
@@ -79,7 +92,9 @@ fn apply_patch(target: &Target, before: &Value, patch_type: PatchType, body: &[u
             }
             if !parsed.is_object() {
                 let found = decode::go_kind(&parsed);
-                return Err(decoding(&format!("json: cannot unmarshal {found} into Go value of type map[string]interface {{}}")));
+                return Err(decoding(&format!(
+                    "json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
+                )));
             }
             if patch_type == PatchType::Merge {
                 let mut patched = before.clone();
@@ -104,7 +119,8 @@ fn check_kind(target: &Target, patched: &Value) -> Result<(), Status> {
     if fits(given_version, &want) && fits(given_kind, &kind) {
         return Ok(());
     }
-    let detail = format!("{given_kind} in version \"{given_version}\" is not what this path takes ({kind} in {want})");
+    let detail =
+        format!("{given_kind} in version \"{given_version}\" is not what this path takes ({kind} in {want})");
     Err(unprocessable(&patched.to_string(), &detail))
 }
 
@@ -119,12 +135,16 @@ fn json_patch(before: &Value, parsed: Value) -> Result<Value, Status> {
         Value::Array(list) => list,
         other => {
             let found = decode::go_kind(other);
-            return Err(decoding(&format!("json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp")));
+            return Err(decoding(&format!(
+                "json: cannot unmarshal {found} into Go value of type []handlers.jsonPatchOp"
+            )));
         }
     };
     if let Some(other) = operations.iter().find(|o| !o.is_object()) {
         let found = decode::go_kind(other);
-        return Err(decoding(&format!("json: cannot unmarshal {found} into Go value of type handlers.jsonPatchOp")));
+        return Err(decoding(&format!(
+            "json: cannot unmarshal {found} into Go value of type handlers.jsonPatchOp"
+        )));
     }
     if operations.len() > MAX_JSON_PATCH_OPERATIONS {
         return Err(Status::too_large(format!(
@@ -161,7 +181,10 @@ fn lenient(operation: &Value, object: &Value) -> Value {
     if kind == "replace" {
         let path = text(&operation, "path").to_string();
         let parent = path.rsplit_once('/').map_or("", |(p, _)| p);
-        if !path.is_empty() && object.pointer(&path).is_none() && object.pointer(parent).is_some_and(Value::is_object) {
+        if !path.is_empty()
+            && object.pointer(&path).is_none()
+            && object.pointer(parent).is_some_and(Value::is_object)
+        {
             operation["op"] = "add".into();
         }
     }
@@ -193,7 +216,10 @@ pub(crate) fn go_map(value: &Value) -> String {
         Value::Object(map) => {
             let mut keys: Vec<&String> = map.keys().collect();
             keys.sort();
-            format!("map[{}]", keys.iter().map(|k| format!("{k}:{}", go_map(&map[*k]))).collect::<Vec<_>>().join(" "))
+            format!(
+                "map[{}]",
+                keys.iter().map(|k| format!("{k}:{}", go_map(&map[*k]))).collect::<Vec<_>>().join(" ")
+            )
         }
         other => other.to_string(),
     }
@@ -213,11 +239,16 @@ mod tests {
     }
 
     fn tree() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), "[a-c]{1,2}".prop_map(Value::from), (0..5i64).prop_map(Value::from)];
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            "[a-c]{1,2}".prop_map(Value::from),
+            (0..5i64).prop_map(Value::from)
+        ];
         leaf.prop_recursive(3, 24, 4, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
-                prop::collection::btree_map("[a-d]", inner, 0..4).prop_map(|m| Value::Object(m.into_iter().collect())),
+                prop::collection::btree_map("[a-d]", inner, 0..4)
+                    .prop_map(|m| Value::Object(m.into_iter().collect())),
             ]
         })
     }

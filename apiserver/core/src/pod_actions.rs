@@ -22,19 +22,23 @@ pub fn bind(target: &Target, pod: &Value, binding: &Value, ctx: &Context) -> Res
         return Err(Status::invalid_kind("", "Binding", name, errors));
     }
     if !name.is_empty() && name != target.name {
-        let message = format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
+        let message =
+            format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
         return Err(Status::bad_request(message));
     }
     let conflict = |cause: String| {
         let mut status = Status::conflict(target.resource, target.name, &cause);
-        status.message = format!("Operation cannot be fulfilled on pods/binding \"{}\": {cause}", target.name);
+        status.message =
+            format!("Operation cannot be fulfilled on pods/binding \"{}\": {cause}", target.name);
         status.kind = "pods/binding".into();
         status
     };
     let uid = text(binding, "metadata.uid");
     if !uid.is_empty() && uid != text(pod, "metadata.uid") {
         let found = text(pod, "metadata.uid");
-        return Err(conflict(format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {found}")));
+        return Err(conflict(format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {found}"
+        )));
     }
     if terminating(pod) {
         return Err(conflict(format!("pod {} is being deleted, cannot be assigned to a host", target.name)));
@@ -89,7 +93,8 @@ pub struct Eviction {
 pub fn evict(target: &Target, pod: &Value, eviction: &Value, ctx: &Context) -> Result<Eviction, Status> {
     let name = text(eviction, "metadata.name");
     if !name.is_empty() && name != target.name {
-        let message = format!("name in URL does not match name in Eviction object: {} != {name}", target.name);
+        let message =
+            format!("name in URL does not match name in Eviction object: {} != {name}", target.name);
         return Err(Status::bad_request(message));
     }
     let options = DeleteOptions::from_value(at(eviction, "deleteOptions"))?;
@@ -101,19 +106,26 @@ pub fn evict(target: &Target, pod: &Value, eviction: &Value, ctx: &Context) -> R
     }
     let labels = at(pod, "metadata.labels");
     let mut budgets = ctx.view.list("policy", "poddisruptionbudgets", Some(namespace(pod)));
-    budgets.retain(|b| LabelSelector::from_object(at(b, "spec.selector")).matches(labels) && namespace(b) == namespace(pod));
+    budgets.retain(|b| {
+        LabelSelector::from_object(at(b, "spec.selector")).matches(labels) && namespace(b) == namespace(pod)
+    });
     let budget = match budgets.as_slice() {
         [] => return Ok(Eviction { budget: None, deletion: deletion()? }),
         [one] => one,
         _ => {
-            let mut status = Status::internal("This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.");
+            let mut status = Status::internal(
+                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
+            );
             status.message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.".into();
             return Err(status);
         }
     };
-    let ready = items(pod, "status.conditions").iter().any(|c| text(c, "type") == "Ready" && text(c, "status") == "True");
+    let ready = items(pod, "status.conditions")
+        .iter()
+        .any(|c| text(c, "type") == "Ready" && text(c, "status") == "True");
     if !ready {
-        let healthy = int(budget, "status.currentHealthy") >= int(budget, "status.desiredHealthy") && int(budget, "status.desiredHealthy") > 0;
+        let healthy = int(budget, "status.currentHealthy") >= int(budget, "status.desiredHealthy")
+            && int(budget, "status.desiredHealthy") > 0;
         if healthy || text(budget, "spec.unhealthyPodEvictionPolicy") == "AlwaysAllow" {
             return Ok(Eviction { budget: None, deletion: deletion()? });
         }
@@ -126,14 +138,20 @@ pub fn evict(target: &Target, pod: &Value, eviction: &Value, ctx: &Context) -> R
 fn disrupt(target: &Target, budget: &Value, ctx: &Context) -> Result<Value, Status> {
     let name = crate::value::name(budget);
     let refused = |detail: String, seconds: u32| {
-        let mut status =
-            Status::too_many_requests("Cannot evict pod as it would violate the pod's disruption budget.", seconds);
-        status.causes = vec![Cause { reason: "DisruptionBudget".into(), message: detail, field: String::new() }];
+        let mut status = Status::too_many_requests(
+            "Cannot evict pod as it would violate the pod's disruption budget.",
+            seconds,
+        );
+        status.causes =
+            vec![Cause { reason: "DisruptionBudget".into(), message: detail, field: String::new() }];
         status
     };
     let observed = int(budget, "status.observedGeneration");
     if observed < int(budget, "metadata.generation") {
-        return Err(refused(format!("The disruption budget {name} is still being processed by the server."), 10));
+        return Err(refused(
+            format!("The disruption budget {name} is still being processed by the server."),
+            10,
+        ));
     }
     let allowed = int(budget, "status.disruptionsAllowed");
     if allowed <= 0 {
@@ -148,7 +166,8 @@ fn disrupt(target: &Target, budget: &Value, ctx: &Context) -> Result<Value, Stat
     take(&mut next, "metadata.resourceVersion");
     set(&mut next, "status.disruptionsAllowed", allowed - 1);
     let status = &mut next["status"];
-    crate::value::object_mut(status, "disruptedPods").insert(target.name.into(), crate::meta::time(ctx.now).into());
+    crate::value::object_mut(status, "disruptedPods")
+        .insert(target.name.into(), crate::meta::time(ctx.now).into());
     Ok(next)
 }
 
@@ -165,15 +184,28 @@ const MIN_TOKEN_SECONDS: i64 = 600;
 const MAX_TOKEN_SECONDS: i64 = 1 << 32;
 
 /// A token for a service account, bound to what the request names.
-pub fn token_request(target: &Target, account: &Value, request: &Value, ctx: &Context) -> Result<TokenRequest, Status> {
+pub fn token_request(
+    target: &Target,
+    account: &Value,
+    request: &Value,
+    ctx: &Context,
+) -> Result<TokenRequest, Status> {
     let path = Path::new("spec");
     let seconds = at(request, "spec.expirationSeconds").as_i64().unwrap_or(3600);
     let mut errors = ErrorList::new();
     let at_seconds = path.child("expirationSeconds");
     if seconds < MIN_TOKEN_SECONDS {
-        errors.push(FieldError::invalid(&at_seconds, seconds, "may not specify a duration less than 10 minutes"));
+        errors.push(FieldError::invalid(
+            &at_seconds,
+            seconds,
+            "may not specify a duration less than 10 minutes",
+        ));
     } else if seconds > MAX_TOKEN_SECONDS {
-        errors.push(FieldError::invalid(&at_seconds, seconds, "may not specify a duration larger than 2^32 seconds"));
+        errors.push(FieldError::invalid(
+            &at_seconds,
+            seconds,
+            "may not specify a duration larger than 2^32 seconds",
+        ));
     }
     if !errors.is_empty() {
         return Err(Status::invalid_kind("authentication.k8s.io", "TokenRequest", target.name, errors));
@@ -215,7 +247,8 @@ fn bound_object(target: &Target, request: &Value, private: &mut Value, ctx: &Con
         ("v1", "Secret") => ("secrets", target.namespace),
         ("v1", "Node") => ("nodes", ""),
         (version, _) => {
-            let message = format!("cannot bind token for serviceaccount to object type {kind:?} of {version:?}");
+            let message =
+                format!("cannot bind token for serviceaccount to object type {kind:?} of {version:?}");
             return Err(Status::bad_request(message));
         }
     };
@@ -226,7 +259,9 @@ fn bound_object(target: &Target, request: &Value, private: &mut Value, ctx: &Con
     };
     let found = text(&object, "metadata.uid");
     if !uid.is_empty() && uid != found {
-        let cause = format!("the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated");
+        let cause = format!(
+            "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+        );
         return Err(Status::conflict(resource, name, &cause));
     }
     if kind == "Pod" {

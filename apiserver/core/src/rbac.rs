@@ -19,9 +19,11 @@ pub fn rule_allows(rule: &Value, a: &Attributes) -> bool {
         return false;
     }
     if !a.is_resource {
-        return items(rule, "nonResourceURLs").iter().filter_map(Value::as_str).any(|url| match url.strip_suffix('*') {
-            Some(prefix) => a.path.starts_with(prefix),
-            None => url == a.path,
+        return items(rule, "nonResourceURLs").iter().filter_map(Value::as_str).any(|url| {
+            match url.strip_suffix('*') {
+                Some(prefix) => a.path.starts_with(prefix),
+                None => url == a.path,
+            }
         });
     }
     let names = items(rule, "resourceNames");
@@ -31,7 +33,8 @@ pub fn rule_allows(rule: &Value, a: &Attributes) -> bool {
 }
 
 fn resource_listed(resources: &[Value], resource: &str, subresource: &str) -> bool {
-    let combined = if subresource.is_empty() { resource.to_string() } else { format!("{resource}/{subresource}") };
+    let combined =
+        if subresource.is_empty() { resource.to_string() } else { format!("{resource}/{subresource}") };
     resources.iter().filter_map(Value::as_str).any(|r| {
         r == "*" || r == combined || (!subresource.is_empty() && r.strip_prefix("*/") == Some(subresource))
     })
@@ -46,7 +49,8 @@ fn is_subject(subject: &Value, user: &UserInfo, namespace: &str) -> bool {
         "ServiceAccount" => {
             let own = text(subject, "namespace");
             let own = if own.is_empty() { namespace } else { own };
-            !own.is_empty() && user.name.strip_prefix(ACCOUNT_PREFIX).is_some_and(|rest| rest == format!("{own}:{name}"))
+            !own.is_empty()
+                && user.name.strip_prefix(ACCOUNT_PREFIX).is_some_and(|rest| rest == format!("{own}:{name}"))
         }
         _ => false,
     }
@@ -89,7 +93,9 @@ fn grants(user: &UserInfo, namespace: &str, view: &dyn View) -> Vec<Grant> {
     let mut out = vec![];
     let mut collect = |bindings: Vec<Arc<Value>>, kind: &str, namespace: &str| {
         for b in bindings {
-            let Some(subject) = items(&b, "subjects").iter().find(|s| is_subject(s, user, namespace)) else { continue };
+            let Some(subject) = items(&b, "subjects").iter().find(|s| is_subject(s, user, namespace)) else {
+                continue;
+            };
             let Some(rules) = rules_of(&b["roleRef"], namespace, view) else { continue };
             let name = crate::value::name(&b);
             let shown = if namespace.is_empty() { name.to_string() } else { format!("{name}/{namespace}") };
@@ -118,7 +124,8 @@ fn grants(user: &UserInfo, namespace: &str, view: &dyn View) -> Vec<Grant> {
 
 /// Decides by roles and bindings.
 pub fn authorize(a: &Attributes, view: &dyn View) -> Decision {
-    let found = grants(&a.user, &a.namespace, view).into_iter().find(|g| g.rules.iter().any(|r| rule_allows(r, a)));
+    let found =
+        grants(&a.user, &a.namespace, view).into_iter().find(|g| g.rules.iter().any(|r| rule_allows(r, a)));
     match found {
         Some(grant) => Decision::Allow { reason: grant.reason },
         None => Decision::Deny { reason: String::new() },
@@ -142,7 +149,8 @@ pub fn uncovered(owned: &[Value], wanted: &[Value]) -> Vec<Value> {
 
 /// A rule as single permissions.
 fn atoms(rule: &Value) -> Vec<Value> {
-    let list = |f: &str| items(rule, f).iter().filter_map(Value::as_str).map(String::from).collect::<Vec<_>>();
+    let list =
+        |f: &str| items(rule, f).iter().filter_map(Value::as_str).map(String::from).collect::<Vec<_>>();
     let mut out = vec![];
     for verb in list("verbs") {
         for url in list("nonResourceURLs") {
@@ -152,7 +160,9 @@ fn atoms(rule: &Value) -> Vec<Value> {
             for resource in list("resources") {
                 let names = list("resourceNames");
                 if names.is_empty() {
-                    out.push(serde_json::json!({"verbs": [verb], "apiGroups": [group], "resources": [resource]}));
+                    out.push(
+                        serde_json::json!({"verbs": [verb], "apiGroups": [group], "resources": [resource]}),
+                    );
                 }
                 for name in names {
                     out.push(serde_json::json!({"verbs": [verb], "apiGroups": [group], "resources": [resource], "resourceNames": [name]}));
@@ -170,9 +180,11 @@ fn covers(owned: &Value, atom: &Value) -> bool {
         return false;
     }
     if let Some(url) = first("nonResourceURLs") {
-        return items(owned, "nonResourceURLs").iter().filter_map(Value::as_str).any(|o| match o.strip_suffix('*') {
-            Some(prefix) => url.starts_with(prefix),
-            None => o == url,
+        return items(owned, "nonResourceURLs").iter().filter_map(Value::as_str).any(|o| {
+            match o.strip_suffix('*') {
+                Some(prefix) => url.starts_with(prefix),
+                None => o == url,
+            }
         });
     }
     let resource = first("resources").unwrap_or("");
@@ -213,7 +225,20 @@ mod tests {
     #[test]
     fn nobody_grants_what_he_lacks() {
         let owned = [json!({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["*"]})];
-        assert!(uncovered(&owned, &[json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "secrets"]})]).is_empty());
-        assert_eq!(uncovered(&owned, &[json!({"verbs": ["get", "delete"], "apiGroups": [""], "resources": ["pods"]})]).len(), 1);
+        assert!(
+            uncovered(
+                &owned,
+                &[json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "secrets"]})]
+            )
+            .is_empty()
+        );
+        assert_eq!(
+            uncovered(
+                &owned,
+                &[json!({"verbs": ["get", "delete"], "apiGroups": [""], "resources": ["pods"]})]
+            )
+            .len(),
+            1
+        );
     }
 }

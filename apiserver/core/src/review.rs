@@ -61,13 +61,21 @@ fn check(target: &Target, object: &Value, user: Option<&UserInfo>) -> Result<(),
     match (spec["resourceAttributes"].is_null(), spec["nonResourceAttributes"].is_null()) {
         (false, false) => {
             let detail = "cannot be specified in combination with resourceAttributes";
-            errors.push(FieldError::invalid(&path.child("nonResourceAttributes"), spec["nonResourceAttributes"].clone(), detail));
+            errors.push(FieldError::invalid(
+                &path.child("nonResourceAttributes"),
+                spec["nonResourceAttributes"].clone(),
+                detail,
+            ));
         }
         (true, true) => {
             let mut shown = spec.clone();
             crate::value::map_mut(&mut shown);
             let detail = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            errors.push(FieldError::invalid(&path.child("resourceAttributes"), spec["resourceAttributes"].clone(), detail));
+            errors.push(FieldError::invalid(
+                &path.child("resourceAttributes"),
+                spec["resourceAttributes"].clone(),
+                detail,
+            ));
         }
         _ => {}
     }
@@ -79,7 +87,11 @@ fn check(target: &Target, object: &Value, user: Option<&UserInfo>) -> Result<(),
         let asked = text(spec, "resourceAttributes.namespace");
         if asked != target.namespace {
             let detail = "must match metadata.namespace";
-            errors.push(FieldError::invalid(&path.child("resourceAttributes").child("namespace"), asked, detail));
+            errors.push(FieldError::invalid(
+                &path.child("resourceAttributes").child("namespace"),
+                asked,
+                detail,
+            ));
         }
     }
     if errors.is_empty() {
@@ -92,7 +104,12 @@ fn access(target: &Target, mut object: Value, user: UserInfo, ctx: &Context) -> 
     let spec = &object["spec"];
     let attributes = if spec["resourceAttributes"].is_null() {
         let r = &spec["nonResourceAttributes"];
-        Attributes { user, verb: text(r, "verb").into(), path: text(r, "path").into(), ..Attributes::default() }
+        Attributes {
+            user,
+            verb: text(r, "verb").into(),
+            path: text(r, "path").into(),
+            ..Attributes::default()
+        }
     } else {
         let r = &spec["resourceAttributes"];
         Attributes {

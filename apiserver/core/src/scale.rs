@@ -25,7 +25,9 @@ pub fn read(resource: &Resource, object: &Value) -> Result<Value, Status> {
     if int(object, "spec.replicas") != 0 {
         set(&mut spec, "replicas", int(object, "spec.replicas"));
     }
-    Ok(json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status}))
+    Ok(
+        json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status}),
+    )
 }
 
 /// What the object should be after its Scale was written; the answer is the new Scale.
@@ -41,7 +43,8 @@ pub fn update(
     };
     let given = text(&scale, "metadata.name");
     if !given.is_empty() && given != target.name {
-        let message = format!("the name of the object ({given}) does not match the name on the URL ({})", target.name);
+        let message =
+            format!("the name of the object ({given}) does not match the name on the URL ({})", target.name);
         return Err(Status::bad_request(message));
     }
     let replicas = int(&scale, "spec.replicas");

@@ -3,8 +3,8 @@
 //! Directives: `$patch: replace|delete|merge` in a map or as a list item, `$retainKeys`, `$deleteFromPrimitiveList/field`,
 //! `$setElementOrder/field`. Order within one map: retain keys, then fields, then element order.
 
-use keelson_api::schema::{Field, Shape, Table};
 use keelson_api::Status;
+use keelson_api::schema::{Field, Shape, Table};
 use serde_json::{Map, Value};
 
 const DIRECTIVE: &str = "$patch";
@@ -41,7 +41,12 @@ pub fn patch(table: &Table, shape: &Shape, original: &Value, patch: &Value) -> R
     Ok(out)
 }
 
-fn merge_map(table: &Table, shape: &Shape, original: &mut Value, patch: &Map<String, Value>) -> Result<(), Error> {
+fn merge_map(
+    table: &Table,
+    shape: &Shape,
+    original: &mut Value,
+    patch: &Map<String, Value>,
+) -> Result<(), Error> {
     match patch.get(DIRECTIVE).map(|d| d.as_str().unwrap_or("")) {
         None | Some("merge") => {}
         Some("replace") => {
@@ -104,7 +109,13 @@ fn member<'a>(table: &'a Table, shape: &'a Shape, key: &str) -> (Option<&'a Shap
     }
 }
 
-fn merge_field(table: &Table, shape: &Shape, out: &mut Map<String, Value>, key: &str, value: &Value) -> Result<(), Error> {
+fn merge_field(
+    table: &Table,
+    shape: &Shape,
+    out: &mut Map<String, Value>,
+    key: &str,
+    value: &Value,
+) -> Result<(), Error> {
     let (child, field) = member(table, shape, key);
     let any = Shape::Any;
     let child = child.unwrap_or(&any);
@@ -127,7 +138,10 @@ fn merge_field(table: &Table, shape: &Shape, out: &mut Map<String, Value>, key: 
                 _ => &any,
             };
             let Some(strategy) = merge else {
-                out.insert(key.into(), Value::Array(patch.iter().filter(|v| !is_directive(v)).cloned().collect()));
+                out.insert(
+                    key.into(),
+                    Value::Array(patch.iter().filter(|v| !is_directive(v)).cloned().collect()),
+                );
                 return Ok(());
             };
             let slot = out.entry(key).or_insert_with(|| Value::Array(vec![]));
@@ -208,7 +222,9 @@ fn merge_list(
                 continue;
             }
             let shown = crate::patch::go_map(p);
-            return Err(Error::Patch(format!("map: {shown} does not contain declared merge key: {merge_key}")));
+            return Err(Error::Patch(format!(
+                "map: {shown} does not contain declared merge key: {merge_key}"
+            )));
         };
         match directive {
             Some("delete") => original.retain(|o| o.get(merge_key) != Some(key)),
@@ -227,7 +243,10 @@ fn merge_list(
                 }
             },
             Some(other) => {
-                return Err(Error::Patch(format!("unknown patch type: {other} in map: {}", crate::patch::go_map(p))));
+                return Err(Error::Patch(format!(
+                    "unknown patch type: {other} in map: {}",
+                    crate::patch::go_map(p)
+                )));
             }
         }
     }
@@ -289,20 +308,34 @@ mod tests {
         );
         let added = pod(json!({"containers": [{"name": "z"}]}), spec.clone());
         assert_eq!(added["containers"][0]["name"], "z", "what is new goes first");
-        assert_eq!(pod(json!({"containers": [{"name": "a", "$patch": "delete"}]}), spec.clone())["containers"].as_array().unwrap().len(), 1);
         assert_eq!(
-            pod(json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}), spec.clone())["containers"][0]["name"],
+            pod(json!({"containers": [{"name": "a", "$patch": "delete"}]}), spec.clone())["containers"]
+                .as_array()
+                .unwrap()
+                .len(),
+            1
+        );
+        assert_eq!(
+            pod(json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}), spec.clone())["containers"]
+                [0]["name"],
             "b"
         );
-        assert_eq!(pod(json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}), spec), json!({"containers": [{"name": "z"}]}));
+        assert_eq!(
+            pod(json!({"containers": [{"$patch": "replace"}, {"name": "z"}]}), spec),
+            json!({"containers": [{"name": "z"}]})
+        );
     }
 
     #[test]
     fn retain_keys_clears_the_rest() {
         let shape = shape_of("apps", "v1", "Deployment").unwrap();
-        let before = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
+        let before =
+            json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
         let p = json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}});
-        assert_eq!(patch(builtin(), &shape, &before, &p).unwrap()["spec"]["strategy"], json!({"type": "Recreate"}));
+        assert_eq!(
+            patch(builtin(), &shape, &before, &p).unwrap()["spec"]["strategy"],
+            json!({"type": "Recreate"})
+        );
     }
 
     #[test]
@@ -310,6 +343,9 @@ mod tests {
         let shape = shape_of("", "v1", "Pod").unwrap();
         let before = json!({"metadata": {"finalizers": ["a", "b"]}});
         let p = json!({"metadata": {"$deleteFromPrimitiveList/finalizers": ["a"], "finalizers": ["b", "c"]}});
-        assert_eq!(patch(builtin(), &shape, &before, &p).unwrap()["metadata"]["finalizers"], json!(["b", "c"]));
+        assert_eq!(
+            patch(builtin(), &shape, &before, &p).unwrap()["metadata"]["finalizers"],
+            json!(["b", "c"])
+        );
     }
 }

@@ -22,7 +22,10 @@ struct Column {
 
 static TABLE: LazyLock<BTreeMap<&'static str, Vec<Column>>> = LazyLock::new(|| {
     let lines = COLUMNS.lines().filter(|l| !l.starts_with('#'));
-    lines.filter_map(|line| line.split_once('|')).map(|(key, rest)| (key, rest.split('|').filter_map(column).collect())).collect()
+    lines
+        .filter_map(|line| line.split_once('|'))
+        .map(|(key, rest)| (key, rest.split('|').filter_map(column).collect()))
+        .collect()
 });
 
 fn column(text: &'static str) -> Option<Column> {
@@ -78,7 +81,8 @@ pub fn table(
     let rows: Vec<Value> = objects
         .iter()
         .map(|o| {
-            let cells = cells::of(resource, o, now).unwrap_or_else(|| vec![json!(name(o)), json!(age(o, now))]);
+            let cells =
+                cells::of(resource, o, now).unwrap_or_else(|| vec![json!(name(o)), json!(age(o, now))]);
             let mut row = json!({"cells": cells});
             match include {
                 Include::None => row["object"] = Value::Null,
@@ -93,7 +97,8 @@ pub fn table(
             row
         })
         .collect();
-    let mut out = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "rows": rows});
+    let mut out =
+        json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "rows": rows});
     out["columnDefinitions"] = if with_columns { definitions.into() } else { Value::Null };
     out
 }

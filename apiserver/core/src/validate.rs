@@ -40,7 +40,9 @@ fn requirement(e: &Value, path: &Path, errors: &mut ErrorList) {
             errors.push(FieldError::forbidden(&path.child("values"), detail));
         }
         "Exists" | "DoesNotExist" => {}
-        other => errors.push(FieldError::invalid(&path.child("operator"), other, "not a valid selector operator")),
+        other => {
+            errors.push(FieldError::invalid(&path.child("operator"), other, "not a valid selector operator"))
+        }
     }
     for problem in names::qualified_name(text(e, "key")) {
         errors.push(FieldError::invalid(&path.child("key"), text(e, "key"), &problem));
@@ -129,6 +131,10 @@ pub fn ip(text: &str, path: &Path, errors: &mut ErrorList) {
     } else if leading_zeros(text) {
         errors.push(FieldError::invalid(path, text, "must not have leading 0s"));
     } else if !is_ip(text) {
-        errors.push(FieldError::invalid(path, text, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+        errors.push(FieldError::invalid(
+            path,
+            text,
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ));
     }
 }

@@ -12,7 +12,12 @@ use keelson_api::{ErrorList, FieldError, Path, Status};
 use serde_json::{Value, json};
 
 /// What the store should hold after a POST. The object comes from [`decode`](crate::decode::decode).
-pub fn create(target: &Target, object: Value, options: &WriteOptions, ctx: &Context) -> Result<Outcome, Status> {
+pub fn create(
+    target: &Target,
+    object: Value,
+    options: &WriteOptions,
+    ctx: &Context,
+) -> Result<Outcome, Status> {
     create_with(target, object, options, ctx, |object| {
         managed::update(target, None, object, &options.field_manager, ctx.now)
     })
@@ -134,7 +139,8 @@ fn uid_mismatch(target: &Target, wanted: &str, found: &str) -> Status {
 fn check_version(target: &Target, current: &Value, new: &Value) -> Result<(), Status> {
     let given = text(new, "metadata.resourceVersion");
     if !given.is_empty() && given.parse::<u64>().is_err() {
-        let message = format!("strconv.ParseUint: parsing {}: invalid syntax", keelson_api::field::quote(given));
+        let message =
+            format!("strconv.ParseUint: parsing {}: invalid syntax", keelson_api::field::quote(given));
         return Err(Status { code: 500, message, bare: true, ..Status::default() });
     }
     if given.is_empty() || given == "0" {
@@ -142,7 +148,8 @@ fn check_version(target: &Target, current: &Value, new: &Value) -> Result<(), St
             let path = Path::new("metadata").child("resourceVersion");
             let error = FieldError::invalid(&path, 0, "must be specified for an update");
             let mut status = Status::invalid(target.resource, target.name, vec![error]);
-            status.message = status.message.replacen(&target.resource.group_kind(), &target.resource.group_resource(), 1);
+            status.message =
+                status.message.replacen(&target.resource.group_kind(), &target.resource.group_resource(), 1);
             status.kind = target.resource.plural.clone();
             return Err(status);
         }
@@ -192,7 +199,13 @@ pub(crate) fn update_with(
 }
 
 /// Compares with the current object and decides whether the last finalizer is gone.
-fn outcome(target: &Target, current: &Value, object: Value, warnings: Vec<String>, mut claims: Vec<Claim>) -> Outcome {
+fn outcome(
+    target: &Target,
+    current: &Value,
+    object: Value,
+    warnings: Vec<String>,
+    mut claims: Vec<Claim>,
+) -> Outcome {
     let mut before = current.clone();
     clean(&mut before);
     let unchanged = before == object;
@@ -217,7 +230,9 @@ fn reset(target: &Target, current: &Value, new: &mut Value) {
         None => {}
         Some("status") => {
             let keys: Vec<String> = union_keys(current, new);
-            for key in keys.iter().filter(|k| !matches!(k.as_str(), "status" | "metadata" | "apiVersion" | "kind")) {
+            for key in
+                keys.iter().filter(|k| !matches!(k.as_str(), "status" | "metadata" | "apiVersion" | "kind"))
+            {
                 crate::value::copy(current, new, key);
             }
         }
@@ -226,9 +241,9 @@ fn reset(target: &Target, current: &Value, new: &mut Value) {
 }
 
 fn union_keys(a: &Value, b: &Value) -> Vec<String> {
-    let mut keys: Vec<String> = [a, b].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys().cloned()).collect();
+    let mut keys: Vec<String> =
+        [a, b].iter().filter_map(|v| v.as_object()).flat_map(|m| m.keys().cloned()).collect();
     keys.sort();
     keys.dedup();
     keys
 }
-

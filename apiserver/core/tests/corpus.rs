@@ -4,9 +4,14 @@
 //! the test says so and passes. `KEELSON_CORPUS=<substring of an id>` replays a part and prints what differs.
 //! Compared: status code, Status bodies in full, objects without identity and managed fields (those where recorded).
 
+// A test may read its environment.
+#![allow(clippy::disallowed_methods)]
+
 use keelson_api::{RESOURCES, Resource, Status, resource};
 use keelson_apiserver_core as core;
-use keelson_apiserver_core::{Context, DeleteOptions, Deletion, FieldValidation, PatchType, Target, UserInfo, View, WriteOptions};
+use keelson_apiserver_core::{
+    Context, DeleteOptions, Deletion, FieldValidation, PatchType, Target, UserInfo, View, WriteOptions,
+};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -25,7 +30,11 @@ const FILES: [(&str, f64); 8] = [
 ];
 
 fn corpus() -> Option<PathBuf> {
-    let roots = [std::env::var("KEELSON_SHARED").ok(), Some("../../../shared".into()), Some("../../../../shared".into())];
+    let roots = [
+        std::env::var("KEELSON_SHARED").ok(),
+        Some("../../../shared".into()),
+        Some("../../../../shared".into()),
+    ];
     roots.into_iter().flatten().map(|r| PathBuf::from(r).join("data/kubernetes-corpus")).find(|p| p.is_dir())
 }
 
@@ -42,10 +51,16 @@ impl View for Store {
         self.objects.get(&key).map(|(o, _)| o.clone())
     }
     fn list(&self, group: &str, plural: &str, namespace: Option<&str>) -> Vec<Arc<Value>> {
-        let Some(prefix) = resource::find_preferred(group, plural).and_then(|r| r.prefix(namespace.unwrap_or(""))) else {
+        let Some(prefix) =
+            resource::find_preferred(group, plural).and_then(|r| r.prefix(namespace.unwrap_or("")))
+        else {
             return vec![];
         };
-        self.objects.range(prefix.clone()..).take_while(|(k, _)| k.starts_with(&prefix)).map(|(_, (o, _))| o.clone()).collect()
+        self.objects
+            .range(prefix.clone()..)
+            .take_while(|(k, _)| k.starts_with(&prefix))
+            .map(|(_, (o, _))| o.clone())
+            .collect()
     }
 }
 
@@ -100,7 +115,10 @@ fn route(path: &str) -> Option<(&'static Resource, String, String, Option<String
 
 fn query(path: &str) -> BTreeMap<String, String> {
     let text = path.split_once('?').map_or("", |(_, q)| q);
-    text.split('&').filter_map(|p| p.split_once('=')).map(|(k, v)| (k.into(), v.replace("%3D", "=").replace("%2C", ","))).collect()
+    text.split('&')
+        .filter_map(|p| p.split_once('='))
+        .map(|(k, v)| (k.into(), v.replace("%3D", "=").replace("%2C", ",")))
+        .collect()
 }
 
 /// One request; `Ok(None)` when it cannot be judged here.
@@ -116,7 +134,12 @@ fn request(store: &mut Store, case: &Value, body: &[u8], path: &str) -> Option<R
         if !["status", "scale", "finalize", "ephemeralcontainers", "approval"].contains(&sub.as_str()) {
             return None;
         }
-        let verb = match method { "PUT" => "update", "PATCH" => "patch", "GET" => "get", _ => return None };
+        let verb = match method {
+            "PUT" => "update",
+            "PATCH" => "patch",
+            "GET" => "get",
+            _ => return None,
+        };
         if !known.verbs.iter().any(|v| v == verb) {
             return None;
         }
@@ -130,21 +153,33 @@ fn request(store: &mut Store, case: &Value, body: &[u8], path: &str) -> Option<R
     let options = WriteOptions {
         dry_run: q.contains_key("dryRun"),
         field_manager: q.get("fieldManager").cloned().unwrap_or_else(|| {
-            headers["User-Agent"].as_str().map_or("unknown".into(), |u| u.split('/').next().unwrap_or("").into())
+            headers["User-Agent"]
+                .as_str()
+                .map_or("unknown".into(), |u| u.split('/').next().unwrap_or("").into())
         }),
-        field_validation: FieldValidation::parse(q.get("fieldValidation").map_or("", |s| s)).unwrap_or_default(),
+        field_validation: FieldValidation::parse(q.get("fieldValidation").map_or("", |s| s))
+            .unwrap_or_default(),
         force: q.get("force").is_some_and(|f| f == "true"),
     };
     if q.get("dryRun").is_some_and(|d| d != "All") {
         return None;
     }
-    if q.get("fieldValidation").is_some_and(|v| FieldValidation::parse(v).is_none()) || options.field_manager.len() > 128 {
+    if q.get("fieldValidation").is_some_and(|v| FieldValidation::parse(v).is_none())
+        || options.field_manager.len() > 128
+    {
         return None;
     }
     store.counter += 1;
     let uid = format!("11111111-0000-4000-8000-{:012x}", store.counter);
-    let user = UserInfo { name: "admin".into(), groups: vec!["system:masters".into(), "system:authenticated".into()], ..UserInfo::default() };
-    let current = r.key(&namespace, &name).and_then(|k| store.objects.get(&k)).map(|(o, _)| core::convert::from_stored(r, (**o).clone()));
+    let user = UserInfo {
+        name: "admin".into(),
+        groups: vec!["system:masters".into(), "system:authenticated".into()],
+        ..UserInfo::default()
+    };
+    let current = r
+        .key(&namespace, &name)
+        .and_then(|k| store.objects.get(&k))
+        .map(|(o, _)| core::convert::from_stored(r, (**o).clone()));
     let view = std::mem::take(store);
     let ctx = Context {
         now: "2026-01-02T03:04:05Z".parse().unwrap(),
@@ -190,18 +225,23 @@ fn act(
             (Some(c), Some("scale")) => core::scale::read(target.resource, c).map(Step::Read),
             (Some(c), _) => Ok(Step::Read(c.clone())),
         },
-        "POST" if target.name.is_empty() => core::decode(target, content_type, body, options.field_validation)
-            .and_then(|(v, _)| core::create(target, v, options, ctx))
-            .map(Step::Write),
-        "PUT" if !target.name.is_empty() => core::decode(target, content_type, body, options.field_validation)
-            .and_then(|(v, _)| core::update(target, current, v, options, ctx))
-            .map(Step::Write),
+        "POST" if target.name.is_empty() => {
+            core::decode(target, content_type, body, options.field_validation)
+                .and_then(|(v, _)| core::create(target, v, options, ctx))
+                .map(Step::Write)
+        }
+        "PUT" if !target.name.is_empty() => {
+            core::decode(target, content_type, body, options.field_validation)
+                .and_then(|(v, _)| core::update(target, current, v, options, ctx))
+                .map(Step::Write)
+        }
         "PATCH" if !target.name.is_empty() => {
             let kind = PatchType::from_media_type(content_type)?;
             core::patch(target, current, kind, body, options, ctx).map(Step::Write)
         }
         "DELETE" if !target.name.is_empty() => {
-            let body: Value = if body.is_empty() { json!({}) } else { serde_json::from_slice(body).unwrap_or(Value::Null) };
+            let body: Value =
+                if body.is_empty() { json!({}) } else { serde_json::from_slice(body).unwrap_or(Value::Null) };
             if body.get("kind").is_some_and(|k| k != "DeleteOptions") {
                 return None;
             }
@@ -224,7 +264,14 @@ fn act(
     })
 }
 
-fn carry_out(store: &mut Store, r: &'static Resource, step: Step, dry: bool, namespace: &str, name: &str) -> Answer {
+fn carry_out(
+    store: &mut Store,
+    r: &'static Resource,
+    step: Step,
+    dry: bool,
+    namespace: &str,
+    name: &str,
+) -> Answer {
     match step {
         Step::Read(v) => ok(200, v),
         Step::Write(o) => {
@@ -232,7 +279,8 @@ fn carry_out(store: &mut Store, r: &'static Resource, step: Step, dry: bool, nam
             if let Some((old, _)) = store.objects.get(&key).filter(|_| o.created) {
                 let name = o.object["metadata"]["name"].as_str().unwrap_or("");
                 let gone = !old["metadata"]["deletionTimestamp"].is_null();
-                let status = if gone { Status::being_deleted(r, name) } else { Status::already_exists(r, name) };
+                let status =
+                    if gone { Status::being_deleted(r, name) } else { Status::already_exists(r, name) };
                 return ok(409, status.to_value());
             }
             let answer = o.answer.clone();
@@ -274,7 +322,9 @@ fn normal(v: &Value, managed: bool) -> Value {
                     if !managed {
                         meta.remove("managedFields");
                     }
-                    for entry in meta.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten() {
+                    for entry in
+                        meta.get_mut("managedFields").and_then(Value::as_array_mut).into_iter().flatten()
+                    {
                         entry.as_object_mut().map(|e| e.remove("time"));
                     }
                     out.insert(k.clone(), normal(&Value::Object(meta), true));
@@ -304,7 +354,9 @@ fn same(want: &Value, got: &Value) -> bool {
             }
             pattern(w, g)
         }
-        (Value::Object(a), Value::Object(b)) => a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|g| same(v, g))),
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|g| same(v, g)))
+        }
         (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(x, y)| same(x, y)),
         (Value::Number(a), Value::Number(b)) => a.as_f64() == b.as_f64(),
         (a, b) => a == b,
@@ -319,7 +371,12 @@ fn differences(want: &Value, got: &Value, path: &str, out: &mut Vec<String>) {
             // The causes say the same as the message.
             let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
             for k in keys.into_iter().filter(|k| *k != "causes" || a.get("message").is_none()) {
-                differences(a.get(k).unwrap_or(&Value::Null), b.get(k).unwrap_or(&Value::Null), &format!("{path}.{k}"), out);
+                differences(
+                    a.get(k).unwrap_or(&Value::Null),
+                    b.get(k).unwrap_or(&Value::Null),
+                    &format!("{path}.{k}"),
+                    out,
+                );
             }
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
@@ -383,7 +440,8 @@ fn replay(name: &str, only: Option<&str>) -> Option<(usize, usize, BTreeMap<Stri
             answers.clear();
         }
         let (body, path) = prepare(&case, &answers);
-        let first = ["/life/create", "/life/Orphan-create", "/life/Foreground-create", "/life/Background-create"];
+        let first =
+            ["/life/create", "/life/Orphan-create", "/life/Foreground-create", "/life/Background-create"];
         if first.iter().any(|f| id.ends_with(f)) {
             // The recorder cleared away what the steps about a missing object had made.
             store = with_fresh_namespace();
@@ -404,7 +462,8 @@ fn replay(name: &str, only: Option<&str>) -> Option<(usize, usize, BTreeMap<Stri
         judged += 1;
         let managed = want["body"]["metadata"].get("managedFields").is_some();
         let (w, g) = (normal(&want["body"], managed), normal(&got, managed));
-        let fine = want["code"] == code && (want["body"] == "not compared" || want.get("body").is_none() || same(&w, &g));
+        let fine = want["code"] == code
+            && (want["body"] == "not compared" || want.get("body").is_none() || same(&w, &g));
         if fine {
             agreed += 1;
             continue;
@@ -479,7 +538,10 @@ fn recorded_requests_are_answered_alike() {
         let Some((agreed, judged, wrong)) = replay(name, only.as_deref()) else { continue };
         println!("{name}: {agreed}/{judged} {wrong:?}");
         if only.is_none() {
-            assert!(agreed as f64 >= least * judged as f64, "{name}: {agreed} of {judged} agree; KEELSON_CORPUS=<id> shows the rest");
+            assert!(
+                agreed as f64 >= least * judged as f64,
+                "{name}: {agreed} of {judged} agree; KEELSON_CORPUS=<id> shows the rest"
+            );
         }
     }
 }

@@ -3,6 +3,9 @@
 //! The recordings are not part of the tree: `KEELSON_SHARED` names a directory that has `data/kubernetes/defaults.json`.
 //! Without it the test says so and passes.
 
+// A test may read its environment.
+#![allow(clippy::disallowed_methods)]
+
 use keelson_api::resource;
 use keelson_apiserver_core::{self as core, Context, FieldValidation, Target, UserInfo, View, WriteOptions};
 use serde_json::{Value, json};
@@ -25,8 +28,23 @@ impl View for Fresh {
 fn bare(value: &Value) -> Value {
     match value {
         Value::Object(map) => {
-            let gone = ["uid", "resourceVersion", "creationTimestamp", "managedFields", "nodePort", "healthCheckNodePort", "clusterIP", "clusterIPs", "lastPhaseTransitionTime"];
-            Value::Object(map.iter().filter(|(k, _)| !gone.contains(&k.as_str())).map(|(k, v)| (k.clone(), bare(v))).collect())
+            let gone = [
+                "uid",
+                "resourceVersion",
+                "creationTimestamp",
+                "managedFields",
+                "nodePort",
+                "healthCheckNodePort",
+                "clusterIP",
+                "clusterIPs",
+                "lastPhaseTransitionTime",
+            ];
+            Value::Object(
+                map.iter()
+                    .filter(|(k, _)| !gone.contains(&k.as_str()))
+                    .map(|(k, v)| (k.clone(), bare(v)))
+                    .collect(),
+            )
         }
         Value::Array(list) => list.iter().map(bare).collect(),
         Value::String(s) if s.starts_with("kube-api-access-") => "kube-api-access-XXXXX".into(),
@@ -37,22 +55,29 @@ fn bare(value: &Value) -> Value {
 #[test]
 fn defaults_are_upstreams() {
     let roots = [std::env::var("KEELSON_SHARED").ok(), Some("../../../../shared".into())];
-    let path = roots.into_iter().flatten().map(|r| std::path::PathBuf::from(r).join("data/kubernetes/defaults.json"));
+    let path = roots
+        .into_iter()
+        .flatten()
+        .map(|r| std::path::PathBuf::from(r).join("data/kubernetes/defaults.json"));
     let Some(text) = path.filter_map(|p| std::fs::read_to_string(p).ok()).next() else {
         println!("skipped: no defaults.json (set KEELSON_SHARED to a directory with data/kubernetes)");
         return;
     };
     let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
-    let user = UserInfo { name: "admin".into(), groups: vec!["system:masters".into()], ..UserInfo::default() };
+    let user =
+        UserInfo { name: "admin".into(), groups: vec!["system:masters".into()], ..UserInfo::default() };
     let (mut judged, mut wrong) = (0, vec![]);
     for case in &cases {
         let (gv, plural) = (case["gv"].as_str().unwrap(), case["resource"].as_str().unwrap());
         let (group, version) = gv.rsplit_once('/').unwrap_or(("", gv));
-        let Some(r) = resource::find(group, version, plural).filter(|r| r.storage.is_some()) else { continue };
+        let Some(r) = resource::find(group, version, plural).filter(|r| r.storage.is_some()) else {
+            continue;
+        };
         if case["code"] != 201 || plural == "certificatesigningrequests" {
             continue;
         }
-        let namespace = if r.namespaced { case["out"]["metadata"]["namespace"].as_str().unwrap_or("probe") } else { "" };
+        let namespace =
+            if r.namespaced { case["out"]["metadata"]["namespace"].as_str().unwrap_or("probe") } else { "" };
         let target = Target::collection(r, namespace);
         let ctx = Context {
             now: "2026-01-02T03:04:05Z".parse().unwrap(),
@@ -64,12 +89,22 @@ fn defaults_are_upstreams() {
             node_ports: (30000, 32767),
         };
         let options = WriteOptions { field_manager: "m".into(), ..WriteOptions::default() };
-        let got = core::decode(&target, "application/json", case["in"].to_string().as_bytes(), FieldValidation::Warn)
-            .and_then(|(object, _)| core::create(&target, object, &options, &ctx));
+        let got = core::decode(
+            &target,
+            "application/json",
+            case["in"].to_string().as_bytes(),
+            FieldValidation::Warn,
+        )
+        .and_then(|(object, _)| core::create(&target, object, &options, &ctx));
         judged += 1;
         match got {
             Ok(outcome) if bare(&outcome.object) == bare(&case["out"]) => {}
-            Ok(outcome) => wrong.push(format!("{gv} {plural} {}\n  want {}\n  got  {}", case["name"], bare(&case["out"]), bare(&outcome.object))),
+            Ok(outcome) => wrong.push(format!(
+                "{gv} {plural} {}\n  want {}\n  got  {}",
+                case["name"],
+                bare(&case["out"]),
+                bare(&outcome.object)
+            )),
             Err(status) => wrong.push(format!("{gv} {plural} {}: {status}", case["name"])),
         }
     }

@@ -16,12 +16,14 @@ pub fn create(target: &Target, ctx: &Context) -> Result<(), Status> {
         return Ok(());
     }
     let name = target.namespace;
-    let namespaces = resource::find_preferred("", "namespaces").ok_or_else(|| Status::internal("no namespaces"))?;
+    let namespaces =
+        resource::find_preferred("", "namespaces").ok_or_else(|| Status::internal("no namespaces"))?;
     let Some(namespace) = ctx.view.get("", "namespaces", "", name) else {
         return Err(Status::not_found(namespaces, name));
     };
     if terminating(&namespace) || text(&namespace, "status.phase") == "Terminating" {
-        let cause = format!("unable to create new content in namespace {name} because it is being terminated");
+        let cause =
+            format!("unable to create new content in namespace {name} because it is being terminated");
         let mut status = Status::forbidden(target.resource, target.name, &cause);
         status.causes = vec![Cause {
             reason: "NamespaceTerminating".into(),

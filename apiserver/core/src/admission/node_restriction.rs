@@ -12,10 +12,13 @@ const RESTRICTED: &str = "node-restriction.kubernetes.io/";
 
 pub fn create(target: &Target, object: &Value, ctx: &Context) -> Result<(), Status> {
     let Some(node) = node_name(ctx.user) else { return Ok(()) };
-    let forbidden = |cause: String| Err(Status::forbidden(target.resource, text(object, "metadata.name"), &cause));
+    let forbidden =
+        |cause: String| Err(Status::forbidden(target.resource, text(object, "metadata.name"), &cause));
     if is(target, "", "pods") {
         if at(object, "metadata.annotations").get("kubernetes.io/config.mirror").is_none() {
-            return forbidden(format!("pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"));
+            return forbidden(format!(
+                "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
+            ));
         }
         if text(object, "spec.nodeName") != node {
             return forbidden(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
@@ -23,7 +26,10 @@ pub fn create(target: &Target, object: &Value, ctx: &Context) -> Result<(), Stat
         return Ok(());
     }
     if is(target, "", "nodes") && text(object, "metadata.name") != node {
-        return forbidden(format!("node {node:?} is not allowed to modify node {:?}", text(object, "metadata.name")));
+        return forbidden(format!(
+            "node {node:?} is not allowed to modify node {:?}",
+            text(object, "metadata.name")
+        ));
     }
     if is(target, "", "nodes") {
         return labels(target, &Value::Null, object, node);
@@ -39,7 +45,9 @@ pub fn update(target: &Target, current: &Value, new: &Value, ctx: &Context) -> R
             return forbidden(format!("unexpected update of pod by node {node:?}"));
         }
         if text(current, "spec.nodeName") != node {
-            return forbidden(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
+            return forbidden(format!(
+                "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+            ));
         }
         return Ok(());
     }
@@ -72,11 +80,12 @@ pub fn delete(target: &Target, current: &Value, ctx: &Context) -> Result<(), Sta
 fn own(target: &Target, name: &str, node: &str) -> Result<(), Status> {
     let lease = is(target, "coordination.k8s.io", "leases");
     if lease && target.namespace != "kube-node-lease" {
-        let cause = format!("can only access leases in the \"kube-node-lease\" system namespace");
+        let cause = "can only access leases in the \"kube-node-lease\" system namespace".to_string();
         return Err(Status::forbidden(target.resource, name, &cause));
     }
     if (lease || is(target, "storage.k8s.io", "csinodes")) && name != node {
-        let cause = format!("can only access {} with the same name as the requesting node", target.resource.singular);
+        let cause =
+            format!("can only access {} with the same name as the requesting node", target.resource.singular);
         return Err(Status::forbidden(target.resource, name, &cause));
     }
     Ok(())

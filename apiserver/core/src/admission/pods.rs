@@ -15,7 +15,8 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// ServiceAccount: the default one, its pull secrets and its token volume.
 pub fn service_account(target: &Target, pod: &mut Value, ctx: &Context) -> Result<(), Status> {
-    let forbidden = |pod: &Value, cause: String| Status::forbidden(target.resource, text(pod, "metadata.name"), &cause);
+    let forbidden =
+        |pod: &Value, cause: String| Status::forbidden(target.resource, text(pod, "metadata.name"), &cause);
     if at(pod, "metadata.annotations").get(MIRROR).is_some() {
         if !text(pod, "spec.serviceAccountName").is_empty() {
             return Err(forbidden(pod, "a mirror pod may not reference service accounts".into()));
@@ -29,7 +30,9 @@ pub fn service_account(target: &Target, pod: &mut Value, ctx: &Context) -> Resul
     let name = text(pod, "spec.serviceAccountName").to_string();
     let namespace = target.namespace;
     let Some(account) = ctx.view.get("", "serviceaccounts", namespace, &name) else {
-        let cause = format!("error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found");
+        let cause = format!(
+            "error looking up service account {namespace}/{name}: serviceaccount \"{name}\" not found"
+        );
         return Err(forbidden(pod, cause));
     };
     if items(pod, "spec.imagePullSecrets").is_empty() && !items(&account, "imagePullSecrets").is_empty() {
@@ -46,7 +49,8 @@ pub fn service_account(target: &Target, pod: &mut Value, ctx: &Context) -> Resul
 }
 
 fn mount_token(pod: &mut Value, ctx: &Context) {
-    let existing = items(pod, "spec.volumes").iter().map(|v| text(v, "name")).find(|n| n.starts_with(TOKEN_PREFIX));
+    let existing =
+        items(pod, "spec.volumes").iter().map(|v| text(v, "name")).find(|n| n.starts_with(TOKEN_PREFIX));
     let (volume, have) = match existing {
         Some(name) => (name.to_string(), true),
         None => (format!("{TOKEN_PREFIX}{}", ctx.suffix), false),
@@ -68,7 +72,11 @@ fn mount_token(pod: &mut Value, ctx: &Context) {
             {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
             {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}]}},
         ]);
-        push(&mut pod["spec"], "volumes", json!({"name": volume, "projected": {"sources": sources, "defaultMode": 420}}));
+        push(
+            &mut pod["spec"],
+            "volumes",
+            json!({"name": volume, "projected": {"sources": sources, "defaultMode": 420}}),
+        );
     }
 }
 
@@ -82,7 +90,8 @@ fn push(value: &mut Value, field: &str, item: Value) {
 
 /// Priority: the number that goes with the class.
 pub fn priority(target: &Target, pod: &mut Value, ctx: &Context) -> Result<(), Status> {
-    let forbidden = |pod: &Value, cause: &str| Status::forbidden(target.resource, text(pod, "metadata.name"), cause);
+    let forbidden =
+        |pod: &Value, cause: &str| Status::forbidden(target.resource, text(pod, "metadata.name"), cause);
     let class_name = text(pod, "spec.priorityClassName").to_string();
     let classes = ctx.view.list("scheduling.k8s.io", "priorityclasses", None);
     let class = if class_name.is_empty() {
@@ -96,7 +105,9 @@ pub fn priority(target: &Target, pod: &mut Value, ctx: &Context) -> Result<(), S
         classes.iter().find(|c| crate::value::name(c) == class_name).cloned()
     };
     let (value, policy) = match (&class, class_name.as_str()) {
-        (Some(class), _) => (class["value"].as_i64().unwrap_or(0), text(class, "preemptionPolicy").to_string()),
+        (Some(class), _) => {
+            (class["value"].as_i64().unwrap_or(0), text(class, "preemptionPolicy").to_string())
+        }
         // These two exist from the start; a server that has not made them yet knows them all the same.
         (None, "system-node-critical") => (2 * HIGHEST_USER_PRIORITY + 1000, String::new()),
         (None, "system-cluster-critical") => (2 * HIGHEST_USER_PRIORITY, String::new()),
@@ -104,13 +115,17 @@ pub fn priority(target: &Target, pod: &mut Value, ctx: &Context) -> Result<(), S
         (None, name) => return Err(forbidden(pod, &format!("no PriorityClass with name {name} was found"))),
     };
     if let Some(given) = at(pod, "spec.priority").as_i64().filter(|p| *p != value) {
-        let cause = format!("the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name");
+        let cause = format!(
+            "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+        );
         return Err(forbidden(pod, &cause));
     }
     set(pod, "spec.priority", value);
     let policy = if policy.is_empty() { "PreemptLowerPriority".to_string() } else { policy };
     if let Some(given) = at(pod, "spec.preemptionPolicy").as_str().filter(|p| *p != policy) {
-        let cause = format!("the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name");
+        let cause = format!(
+            "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+        );
         return Err(forbidden(pod, &cause));
     }
     set(pod, "spec.preemptionPolicy", policy);
@@ -122,11 +137,11 @@ pub fn tolerations(pod: &mut Value) {
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
         let tolerated = items(pod, "spec.tolerations").iter().any(|t| {
             let effect = text(t, "effect");
-            (text(t, "key") == key || text(t, "key").is_empty()) && (effect == "NoExecute" || effect.is_empty())
+            (text(t, "key") == key || text(t, "key").is_empty())
+                && (effect == "NoExecute" || effect.is_empty())
         });
         if !tolerated {
-            let toleration =
-                json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_SECONDS});
+            let toleration = json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_SECONDS});
             push(object_value(pod), "tolerations", toleration);
         }
     }
@@ -140,7 +155,8 @@ fn object_value(pod: &mut Value) -> &mut Value {
 /// TaintNodesByCondition: a new node is not ready until it says so.
 pub fn taint_new_node(node: &mut Value) {
     let key = "node.kubernetes.io/not-ready";
-    if !items(node, "spec.taints").iter().any(|t| text(t, "key") == key && text(t, "effect") == "NoSchedule") {
+    if !items(node, "spec.taints").iter().any(|t| text(t, "key") == key && text(t, "effect") == "NoSchedule")
+    {
         push(object_value(node), "taints", json!({"key": key, "effect": "NoSchedule"}));
     }
 }

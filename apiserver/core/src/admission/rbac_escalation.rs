@@ -43,7 +43,15 @@ pub fn check(target: &Target, object: &Value, ctx: &Context) -> Result<(), Statu
             }
             let Some(rules) = rbac::rules_of(&object["roleRef"], target.namespace, ctx.view) else {
                 let (what, role_name) = (format!("{role}.{GROUP}"), text(object, "roleRef.name"));
-                return Err(Status { message: format!("{what} \"{role_name}\" not found"), code: 404, reason: "NotFound", name: role_name.into(), group: GROUP.into(), kind: role.into(), ..Status::default() });
+                return Err(Status {
+                    message: format!("{what} \"{role_name}\" not found"),
+                    code: 404,
+                    reason: "NotFound",
+                    name: role_name.into(),
+                    group: GROUP.into(),
+                    kind: role.into(),
+                    ..Status::default()
+                });
             };
             rules
         }

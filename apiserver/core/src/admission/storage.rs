@@ -7,13 +7,15 @@ use keelson_api::{Quantity, Status};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-const DEFAULT_CLASS: [&str; 2] = ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
+const DEFAULT_CLASS: [&str; 2] =
+    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 const DEFAULT_INGRESS_CLASS: &str = "ingressclass.kubernetes.io/is-default-class";
 
 pub fn mutate_create(target: &Target, object: &mut Value, ctx: &Context) {
     if is(target, "", "persistentvolumeclaims") {
         protect(object, "kubernetes.io/pvc-protection");
-        let annotated = at(object, "metadata.annotations").get("volume.beta.kubernetes.io/storage-class").is_some();
+        let annotated =
+            at(object, "metadata.annotations").get("volume.beta.kubernetes.io/storage-class").is_some();
         if at(object, "spec.storageClassName").is_null() && !annotated {
             let classes = ctx.view.list("storage.k8s.io", "storageclasses", None);
             let is_default = |c: &Arc<Value>| DEFAULT_CLASS.iter().any(|a| annotation_is_true(c, a));
@@ -41,7 +43,12 @@ fn annotation_is_true(object: &Value, key: &str) -> bool {
 
 /// Of several defaults the newest counts.
 fn newest(classes: Vec<Arc<Value>>, is_default: impl Fn(&Arc<Value>) -> bool) -> Option<Arc<Value>> {
-    let key = |c: &Arc<Value>| (text(c, "metadata.creationTimestamp").to_string(), std::cmp::Reverse(crate::value::name(c).to_string()));
+    let key = |c: &Arc<Value>| {
+        (
+            text(c, "metadata.creationTimestamp").to_string(),
+            std::cmp::Reverse(crate::value::name(c).to_string()),
+        )
+    };
     classes.into_iter().filter(is_default).max_by_key(key)
 }
 

@@ -26,7 +26,11 @@ fn selector_and_template(object: &Value, errors: &mut ErrorList) {
             errors.push(FieldError::invalid(&spec.child("selector"), selector.clone(), &detail));
         }
         if !is_valid(selector) {
-            errors.push(FieldError::invalid(&spec.child("selector"), selector.clone(), "invalid label selector"));
+            errors.push(FieldError::invalid(
+                &spec.child("selector"),
+                selector.clone(),
+                "invalid label selector",
+            ));
         }
     }
     template(object, selector, errors);
@@ -109,7 +113,18 @@ impl Strategy for Deployments {
     }
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource == Some("status") {
-            status(&["observedGeneration", "replicas", "updatedReplicas", "readyReplicas", "availableReplicas", "unavailableReplicas"], new, errors);
+            status(
+                &[
+                    "observedGeneration",
+                    "replicas",
+                    "updatedReplicas",
+                    "readyReplicas",
+                    "availableReplicas",
+                    "unavailableReplicas",
+                ],
+                new,
+                errors,
+            );
             return;
         }
         immutable(current, new, "spec.selector", errors);
@@ -125,7 +140,9 @@ fn strategy(strategy: &Value, path: &Path, errors: &mut ErrorList) {
             }
         }
         "RollingUpdate" => rolling_update(&strategy["rollingUpdate"], &path.child("rollingUpdate"), errors),
-        other => errors.push(FieldError::not_supported(&path.child("type"), other, &["Recreate", "RollingUpdate"])),
+        other => {
+            errors.push(FieldError::not_supported(&path.child("type"), other, &["Recreate", "RollingUpdate"]))
+        }
     }
 }
 
@@ -140,7 +157,11 @@ fn rolling_update(value: &Value, path: &Path, errors: &mut ErrorList) {
     let zero = |v: &Value| v == 0 || v == "0%";
     if zero(&value["maxUnavailable"]) && zero(&value["maxSurge"]) {
         let detail = "may not be 0 when `maxSurge` is 0";
-        errors.push(FieldError::invalid(&path.child("maxUnavailable"), value["maxUnavailable"].clone(), detail));
+        errors.push(FieldError::invalid(
+            &path.child("maxUnavailable"),
+            value["maxUnavailable"].clone(),
+            detail,
+        ));
     }
     crate::validate::at_most_100_percent(&value["maxUnavailable"], &path.child("maxUnavailable"), errors);
 }
@@ -181,8 +202,13 @@ impl Strategy for ReplicaSets {
     }
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource == Some("status") {
-            let fields =
-                ["replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration"];
+            let fields = [
+                "replicas",
+                "fullyLabeledReplicas",
+                "readyReplicas",
+                "availableReplicas",
+                "observedGeneration",
+            ];
             status(&fields, new, errors);
             return;
         }

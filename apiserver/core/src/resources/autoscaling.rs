@@ -27,16 +27,27 @@ impl Strategy for HorizontalPodAutoscalers {
         let (spec, path) = (&object["spec"], Path::new("spec"));
         let (min, max) = (int(spec, "minReplicas"), int(spec, "maxReplicas"));
         if !spec["minReplicas"].is_null() && min < 1 {
-            errors.push(FieldError::invalid(&path.child("minReplicas"), min, "must be greater than or equal to 1"));
+            errors.push(FieldError::invalid(
+                &path.child("minReplicas"),
+                min,
+                "must be greater than or equal to 1",
+            ));
         }
-        if min == 0 && !items(spec, "metrics").iter().any(|m| ["Object", "External"].contains(&text(m, "type"))) {
-            let detail = "must specify at least one Object or External metric to support scaling to zero replicas";
+        if min == 0
+            && !items(spec, "metrics").iter().any(|m| ["Object", "External"].contains(&text(m, "type")))
+        {
+            let detail =
+                "must specify at least one Object or External metric to support scaling to zero replicas";
             errors.push(FieldError::forbidden(&path.child("metrics"), detail));
         }
         if max == 0 {
             errors.push(FieldError::required(&path.child("maxReplicas"), "must be set and greater than 0"));
         } else if max < 0 {
-            errors.push(FieldError::invalid(&path.child("maxReplicas"), max, "must be greater than or equal to 1"));
+            errors.push(FieldError::invalid(
+                &path.child("maxReplicas"),
+                max,
+                "must be greater than or equal to 1",
+            ));
         }
         if !spec["minReplicas"].is_null() && max < min {
             let detail = "must be greater than or equal to `minReplicas`";
@@ -107,7 +118,10 @@ fn metric(m: &Value, path: &Path, errors: &mut ErrorList) {
     if let Some((_, field)) = SOURCES.iter().find(|(k, _)| *k == kind)
         && m[*field].is_null()
     {
-        errors.push(FieldError::required(&path.child(field), "must populate information for the given metric source"));
+        errors.push(FieldError::required(
+            &path.child(field),
+            "must populate information for the given metric source",
+        ));
     }
     for field in given {
         let (source, path) = (&m[field], path.child(field));
@@ -159,13 +173,25 @@ fn rules(r: &Value, path: &Path, errors: &mut ErrorList) {
         let at_i = path.child("policies").index(i);
         one_of(text(p, "type"), &["Percent", "Pods"], &at_i.child("type"), errors);
         if int(p, "value") <= 0 {
-            errors.push(FieldError::invalid(&at_i.child("value"), int(p, "value"), "must be greater than zero"));
+            errors.push(FieldError::invalid(
+                &at_i.child("value"),
+                int(p, "value"),
+                "must be greater than zero",
+            ));
         }
         let period = int(p, "periodSeconds");
         if period <= 0 {
-            errors.push(FieldError::invalid(&at_i.child("periodSeconds"), period, "must be greater than zero"));
+            errors.push(FieldError::invalid(
+                &at_i.child("periodSeconds"),
+                period,
+                "must be greater than zero",
+            ));
         } else if period > 1800 {
-            errors.push(FieldError::invalid(&at_i.child("periodSeconds"), period, "must be less than or equal to 1800"));
+            errors.push(FieldError::invalid(
+                &at_i.child("periodSeconds"),
+                period,
+                "must be less than or equal to 1800",
+            ));
         }
     }
 }

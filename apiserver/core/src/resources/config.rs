@@ -41,7 +41,11 @@ impl Strategy for ConfigMaps {
                 errors.push(FieldError::invalid(&path.key(key), key.as_str(), &problem));
             }
             if object["binaryData"].get(key).is_some() {
-                errors.push(FieldError::invalid(&path.key(key), key.as_str(), "duplicate of key present in binaryData"));
+                errors.push(FieldError::invalid(
+                    &path.key(key),
+                    key.as_str(),
+                    "duplicate of key present in binaryData",
+                ));
             }
             total += value.as_str().map_or(0, str::len);
         }
@@ -102,9 +106,12 @@ impl Strategy for Secrets {
         }
         let kind = text(object, "type");
         if kind == "kubernetes.io/service-account-token" {
-            let name = object["metadata"]["annotations"].get("kubernetes.io/service-account.name").and_then(Value::as_str);
+            let name = object["metadata"]["annotations"]
+                .get("kubernetes.io/service-account.name")
+                .and_then(Value::as_str);
             if name.unwrap_or("").is_empty() {
-                let path = Path::new("metadata").child("annotations").key("kubernetes.io/service-account.name");
+                let path =
+                    Path::new("metadata").child("annotations").key("kubernetes.io/service-account.name");
                 errors.push(FieldError::required(&path, ""));
             }
         }
@@ -112,7 +119,9 @@ impl Strategy for Secrets {
             for key in *keys {
                 match object["data"].get(*key) {
                     None => errors.push(FieldError::required(&path.key(key), "")),
-                    Some(v) if kind.starts_with("kubernetes.io/dockerc") => docker_config(&path.key(key), v, errors),
+                    Some(v) if kind.starts_with("kubernetes.io/dockerc") => {
+                        docker_config(&path.key(key), v, errors)
+                    }
                     Some(_) => {}
                 }
             }

@@ -33,7 +33,11 @@ impl Strategy for LimitRanges {
                 errors.push(FieldError::invalid(&at_i.child("type"), text(limit, "type"), &problem));
             }
             for (key, min) in limit["min"].as_object().into_iter().flatten() {
-                let (Ok(min_q), Ok(max)) = (Quantity::from_value(min), Quantity::from_value(&limit["max"][key])) else { continue };
+                let (Ok(min_q), Ok(max)) =
+                    (Quantity::from_value(min), Quantity::from_value(&limit["max"][key]))
+                else {
+                    continue;
+                };
                 if min_q > max {
                     let detail = format!("min value {min_q} is greater than max value {max}");
                     errors.push(FieldError::invalid(&at_i.child("min").key(key), min.clone(), &detail));
@@ -80,7 +84,11 @@ impl Strategy for Leases {
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let path = Path::new("spec");
         if let Some(n) = at(object, "spec.leaseDurationSeconds").as_i64().filter(|n| *n <= 0) {
-            errors.push(FieldError::invalid(&path.child("leaseDurationSeconds"), n, "must be greater than 0"));
+            errors.push(FieldError::invalid(
+                &path.child("leaseDurationSeconds"),
+                n,
+                "must be greater than 0",
+            ));
         }
         non_negative(int(object, "spec.leaseTransitions"), &path.child("leaseTransitions"), errors);
     }
@@ -113,7 +121,8 @@ impl Strategy for PriorityClasses {
             let detail = "priority class names with 'system-' prefix are reserved for system use only. error: unknown system priority class";
             errors.push(FieldError::forbidden(&Path::new("metadata").child("name"), detail));
         } else if int(object, "value") > HIGHEST_USER_PRIORITY {
-            let detail = format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
+            let detail =
+                format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
             errors.push(FieldError::forbidden(&Path::new("value"), &detail));
         }
         one_of_if_set(
@@ -152,10 +161,18 @@ impl Strategy for CertificateSigningRequests {
             Some("status") => {
                 let conditions = at(current, "status.conditions").clone();
                 let certificate = at(new, "status.certificate").clone();
-                let failed: Vec<Value> =
-                    items(new, "status.conditions").iter().filter(|c| text(c, "type") == "Failed").cloned().collect();
-                let mut kept: Vec<Value> =
-                    conditions.as_array().cloned().unwrap_or_default().into_iter().filter(|c| text(c, "type") != "Failed").collect();
+                let failed: Vec<Value> = items(new, "status.conditions")
+                    .iter()
+                    .filter(|c| text(c, "type") == "Failed")
+                    .cloned()
+                    .collect();
+                let mut kept: Vec<Value> = conditions
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default()
+                    .into_iter()
+                    .filter(|c| text(c, "type") != "Failed")
+                    .collect();
                 kept.extend(failed);
                 if !kept.is_empty() {
                     set(new, "status.conditions", kept);

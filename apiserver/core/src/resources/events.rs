@@ -20,7 +20,11 @@ impl Strategy for Events {
         let in_namespace = text(involved, "namespace");
         let own = namespace(event);
         // What is in no namespace is reported in one of these.
-        let matches = if in_namespace.is_empty() { ["default", "kube-system", ""].contains(&own) } else { own == in_namespace };
+        let matches = if in_namespace.is_empty() {
+            ["default", "kube-system", ""].contains(&own)
+        } else {
+            own == in_namespace
+        };
         if !matches {
             let path = Path::new("involvedObject").child("namespace");
             errors.push(FieldError::invalid(&path, in_namespace, "does not match event.namespace"));
@@ -36,7 +40,11 @@ impl Strategy for Events {
             errors.push(FieldError::required(&Path::new("reportingController"), ""));
         }
         for problem in names::qualified_name(text(event, reporter)) {
-            errors.push(FieldError::invalid(&Path::new("reportingController"), text(event, reporter), &problem));
+            errors.push(FieldError::invalid(
+                &Path::new("reportingController"),
+                text(event, reporter),
+                &problem,
+            ));
         }
         for (field, longest) in [("reportingInstance", 128), ("action", 128), ("reason", 128)] {
             if text(event, field).is_empty() {

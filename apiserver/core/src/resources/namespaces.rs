@@ -41,9 +41,17 @@ impl Strategy for Namespaces {
             let phase = text(new, "status.phase");
             let path = Path::new("status").child("phase");
             if terminating(new) && phase != "Terminating" {
-                errors.push(FieldError::invalid(&path, phase, "may only be 'Terminating' if `deletionTimestamp` is not empty"));
+                errors.push(FieldError::invalid(
+                    &path,
+                    phase,
+                    "may only be 'Terminating' if `deletionTimestamp` is not empty",
+                ));
             } else if !terminating(new) && phase != "Active" {
-                errors.push(FieldError::invalid(&path, phase, "may only be 'Active' if `deletionTimestamp` is empty"));
+                errors.push(FieldError::invalid(
+                    &path,
+                    phase,
+                    "may only be 'Active' if `deletionTimestamp` is empty",
+                ));
             }
         }
         if target.subresource == Some("finalize") {
@@ -54,7 +62,11 @@ impl Strategy for Namespaces {
                 }
                 if !f.contains('/') && f != "kubernetes" {
                     let path = Path::new("spec").child("finalizers").index(i);
-                    errors.push(FieldError::invalid(&path, f, "name is neither a standard finalizer name nor is it fully qualified"));
+                    errors.push(FieldError::invalid(
+                        &path,
+                        f,
+                        "name is neither a standard finalizer name nor is it fully qualified",
+                    ));
                 }
             }
         }

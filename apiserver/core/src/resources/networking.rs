@@ -41,7 +41,11 @@ impl Strategy for Endpoints {
 
 fn endpoint_ip(ip: &str, path: &Path, errors: &mut ErrorList) {
     let Ok(parsed) = ip.parse::<std::net::IpAddr>() else {
-        errors.push(FieldError::invalid(path, ip, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"));
+        errors.push(FieldError::invalid(
+            path,
+            ip,
+            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+        ));
         return;
     };
     if parsed.is_unspecified() {
@@ -55,10 +59,18 @@ fn endpoint_ip(ip: &str, path: &Path, errors: &mut ErrorList) {
         std::net::IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     if link_local {
-        errors.push(FieldError::invalid(path, ip, "may not be in the link-local range (169.254.0.0/16, fe80::/10)"));
+        errors.push(FieldError::invalid(
+            path,
+            ip,
+            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
+        ));
     }
     if parsed.is_multicast() {
-        errors.push(FieldError::invalid(path, ip, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)"));
+        errors.push(FieldError::invalid(
+            path,
+            ip,
+            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
+        ));
     }
 }
 
@@ -145,12 +157,20 @@ fn slice_endpoint(e: &Value, kind: &str, path: &Path, errors: &mut ErrorList) {
     for (j, a) in addresses.iter().enumerate() {
         let (a, at_j) = (a.as_str().unwrap_or(""), path.child("addresses").index(j));
         match kind {
-            "IPv4" if !a.parse::<std::net::Ipv4Addr>().is_ok() => {
-                let detail = if is_ip(a) { "must be an IPv4 address" } else { "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)" };
+            "IPv4" if a.parse::<std::net::Ipv4Addr>().is_err() => {
+                let detail = if is_ip(a) {
+                    "must be an IPv4 address"
+                } else {
+                    "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+                };
                 errors.push(FieldError::invalid(&at_j, a, detail));
             }
-            "IPv6" if !a.parse::<std::net::Ipv6Addr>().is_ok() => {
-                let detail = if is_ip(a) { "must be an IPv6 address" } else { "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)" };
+            "IPv6" if a.parse::<std::net::Ipv6Addr>().is_err() => {
+                let detail = if is_ip(a) {
+                    "must be an IPv6 address"
+                } else {
+                    "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+                };
                 errors.push(FieldError::invalid(&at_j, a, detail));
             }
             "FQDN" => {
@@ -174,7 +194,11 @@ impl Strategy for Ingresses {
         let path = Path::new("spec");
         let spec = &object["spec"];
         if items(spec, "rules").is_empty() && spec["defaultBackend"].is_null() {
-            errors.push(FieldError::invalid(&path, items(spec, "rules"), "either `defaultBackend` or `rules` must be specified"));
+            errors.push(FieldError::invalid(
+                &path,
+                items(spec, "rules"),
+                "either `defaultBackend` or `rules` must be specified",
+            ));
         }
         if !spec["defaultBackend"].is_null() {
             backend(&spec["defaultBackend"], &path.child("defaultBackend"), errors);
@@ -185,9 +209,17 @@ impl Strategy for Ingresses {
         for (i, tls) in items(spec, "tls").iter().enumerate() {
             for (j, host) in items(tls, "hosts").iter().enumerate() {
                 let host = host.as_str().unwrap_or("");
-                let problems = if host.contains('*') { names::wildcard_dns1123_subdomain(host) } else { names::dns1123_subdomain(host) };
+                let problems = if host.contains('*') {
+                    names::wildcard_dns1123_subdomain(host)
+                } else {
+                    names::dns1123_subdomain(host)
+                };
                 for problem in problems {
-                    errors.push(FieldError::invalid(&path.child("tls").index(i).child("hosts").index(j), host, &problem));
+                    errors.push(FieldError::invalid(
+                        &path.child("tls").index(i).child("hosts").index(j),
+                        host,
+                        &problem,
+                    ));
                 }
             }
         }
@@ -198,9 +230,17 @@ fn ingress_rule(rule: &Value, path: &Path, errors: &mut ErrorList) {
     let host = text(rule, "host");
     if !host.is_empty() {
         if is_ip(host) {
-            errors.push(FieldError::invalid(&path.child("host"), host, "must be a DNS name, not an IP address"));
+            errors.push(FieldError::invalid(
+                &path.child("host"),
+                host,
+                "must be a DNS name, not an IP address",
+            ));
         }
-        let problems = if host.contains('*') { names::wildcard_dns1123_subdomain(host) } else { names::dns1123_subdomain(host) };
+        let problems = if host.contains('*') {
+            names::wildcard_dns1123_subdomain(host)
+        } else {
+            names::dns1123_subdomain(host)
+        };
         for problem in problems {
             errors.push(FieldError::invalid(&path.child("host"), host, &problem));
         }
@@ -218,7 +258,11 @@ fn ingress_rule(rule: &Value, path: &Path, errors: &mut ErrorList) {
         match p["pathType"].as_str() {
             None => errors.push(FieldError::required(&at_i.child("pathType"), "pathType must be specified")),
             Some("Exact" | "Prefix") if !text(p, "path").starts_with('/') => {
-                errors.push(FieldError::invalid(&at_i.child("path"), text(p, "path"), "must be an absolute path"));
+                errors.push(FieldError::invalid(
+                    &at_i.child("path"),
+                    text(p, "path"),
+                    "must be an absolute path",
+                ));
             }
             Some("Exact" | "Prefix" | "ImplementationSpecific") => {}
             Some(other) => {
@@ -232,8 +276,12 @@ fn ingress_rule(rule: &Value, path: &Path, errors: &mut ErrorList) {
 
 fn backend(b: &Value, path: &Path, errors: &mut ErrorList) {
     match (b["service"].is_null(), b["resource"].is_null()) {
-        (true, true) => errors.push(FieldError::required(path, "cannot set both resource and service backends").clone()),
-        (false, false) => errors.push(FieldError::invalid(path, "", "cannot set both resource and service backends")),
+        (true, true) => {
+            errors.push(FieldError::required(path, "cannot set both resource and service backends").clone())
+        }
+        (false, false) => {
+            errors.push(FieldError::invalid(path, "", "cannot set both resource and service backends"))
+        }
         (false, true) => {
             let (service, path) = (&b["service"], path.child("service"));
             let name = text(service, "name");
@@ -302,7 +350,11 @@ impl Strategy for NetworkPolicies {
         }
         if is_empty(at(object, "spec.policyTypes")) {
             let egress = !items(object, "spec.egress").is_empty();
-            set(object, "spec.policyTypes", if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
+            set(
+                object,
+                "spec.policyTypes",
+                if egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) },
+            );
         }
     }
     fn generation(&self) -> bool {
@@ -324,7 +376,12 @@ impl Strategy for NetworkPolicies {
             }
         }
         for (i, t) in items(spec, "policyTypes").iter().enumerate() {
-            one_of(t.as_str().unwrap_or(""), &["Egress", "Ingress"], &path.child("policyTypes").index(i), errors);
+            one_of(
+                t.as_str().unwrap_or(""),
+                &["Egress", "Ingress"],
+                &path.child("policyTypes").index(i),
+                errors,
+            );
         }
     }
 }
@@ -337,11 +394,22 @@ fn policy_port(p: &Value, path: &Path, errors: &mut ErrorList) {
     if let Some(end) = p["endPort"].as_i64() {
         match p["port"].as_i64() {
             None if p["port"].is_null() => {
-                errors.push(FieldError::required(&path.child("port"), "must be specified when `endPort` is specified"));
+                errors.push(FieldError::required(
+                    &path.child("port"),
+                    "must be specified when `endPort` is specified",
+                ));
             }
-            None => errors.push(FieldError::invalid(&path.child("endPort"), end, "may not be specified when `port` is non-numeric")),
+            None => errors.push(FieldError::invalid(
+                &path.child("endPort"),
+                end,
+                "may not be specified when `port` is non-numeric",
+            )),
             Some(first) if end < first => {
-                errors.push(FieldError::invalid(&path.child("endPort"), end, "must be greater than or equal to `port`"));
+                errors.push(FieldError::invalid(
+                    &path.child("endPort"),
+                    end,
+                    "must be greater than or equal to `port`",
+                ));
             }
             Some(_) => {
                 if let Some(problem) = names::port_number(end) {

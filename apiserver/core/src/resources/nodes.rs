@@ -45,7 +45,12 @@ impl Strategy for Nodes {
             }
             match text(t, "effect") {
                 "" => errors.push(FieldError::required(&at_i.child("effect"), "")),
-                e => crate::validate::one_of(e, &["NoSchedule", "PreferNoSchedule", "NoExecute"], &at_i.child("effect"), errors),
+                e => crate::validate::one_of(
+                    e,
+                    &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                    &at_i.child("effect"),
+                    errors,
+                ),
             }
             if !seen.insert((text(t, "key"), text(t, "effect"))) {
                 errors.push(FieldError::duplicate(&at_i, t.clone()));
@@ -61,7 +66,8 @@ impl Strategy for Nodes {
         let mut addresses = BTreeSet::new();
         for (i, a) in items(node, "status.addresses").iter().enumerate() {
             if !addresses.insert((text(a, "type"), text(a, "address"))) {
-                errors.push(FieldError::duplicate(&Path::new("status").child("addresses").index(i), a.clone()));
+                errors
+                    .push(FieldError::duplicate(&Path::new("status").child("addresses").index(i), a.clone()));
             }
         }
     }

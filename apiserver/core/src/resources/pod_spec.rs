@@ -22,7 +22,9 @@ pub fn default_spec(spec: &mut Value, place: Place) {
     default(spec, "securityContext", json!({}));
     default(spec, "terminationGracePeriodSeconds", 30);
     default(spec, "schedulerName", "default-scheduler");
-    for (empty, value) in [("dnsPolicy", "ClusterFirst"), ("restartPolicy", "Always"), ("schedulerName", "default-scheduler")] {
+    for (empty, value) in
+        [("dnsPolicy", "ClusterFirst"), ("restartPolicy", "Always"), ("schedulerName", "default-scheduler")]
+    {
         if text(spec, empty).is_empty() && spec[empty].is_string() {
             set(spec, empty, value);
         }
@@ -68,7 +70,8 @@ fn default_container(container: &mut Value, place: Place, host_network: bool) {
         }
     }
     for env in each_mut(container, "env") {
-        if at(env, "valueFrom.fieldRef").is_object() && text(env, "valueFrom.fieldRef.apiVersion").is_empty() {
+        if at(env, "valueFrom.fieldRef").is_object() && text(env, "valueFrom.fieldRef.apiVersion").is_empty()
+        {
             set(env, "valueFrom.fieldRef.apiVersion", "v1");
         }
     }
@@ -91,7 +94,8 @@ fn default_container(container: &mut Value, place: Place, host_network: bool) {
 /// Nothing is counted finer than in thousandths.
 fn round_up(container: &mut Value) {
     for which in ["limits", "requests"] {
-        let amounts = container.get_mut("resources").and_then(|r| r.get_mut(which)).and_then(Value::as_object_mut);
+        let amounts =
+            container.get_mut("resources").and_then(|r| r.get_mut(which)).and_then(Value::as_object_mut);
         for amount in amounts.into_iter().flat_map(|m| m.values_mut()) {
             if let Ok(q) = keelson_api::Quantity::from_value(amount)
                 && q.is_finer_than_milli()
@@ -104,14 +108,19 @@ fn round_up(container: &mut Value) {
 
 /// A limit without a request is a request too.
 fn default_requests(container: &mut Value) {
-    let Some(limits) = at(container, "resources.limits").as_object().filter(|l| !l.is_empty()).cloned() else { return };
+    let Some(limits) = at(container, "resources.limits").as_object().filter(|l| !l.is_empty()).cloned()
+    else {
+        return;
+    };
     for (resource, quantity) in limits {
         crate::value::object_mut(&mut container["resources"], "requests").entry(resource).or_insert(quantity);
     }
 }
 
 fn default_probe(probe: &mut Value) {
-    for (field, value) in [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)] {
+    for (field, value) in
+        [("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3)]
+    {
         if probe[field].as_i64().unwrap_or(0) == 0 {
             set(probe, field, value);
         }
@@ -179,7 +188,13 @@ mod tests {
 
     #[test]
     fn pull_policies() {
-        for (image, policy) in [("a", "Always"), ("a:latest", "Always"), ("a:1", "IfNotPresent"), ("h:5000/a", "Always"), ("a@sha256:1", "IfNotPresent")] {
+        for (image, policy) in [
+            ("a", "Always"),
+            ("a:latest", "Always"),
+            ("a:1", "IfNotPresent"),
+            ("h:5000/a", "Always"),
+            ("a@sha256:1", "IfNotPresent"),
+        ] {
             assert_eq!(pull_policy(image), policy, "{image}");
         }
     }

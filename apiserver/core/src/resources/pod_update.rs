@@ -14,8 +14,13 @@ const ALLOWED: &str = "pod updates may not change fields other than `spec.contai
 pub fn spec(current: &Value, new: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec");
     for list in ["containers", "initContainers"] {
-        if at(current, "spec")[list].as_array().map_or(0, Vec::len) != at(new, "spec")[list].as_array().map_or(0, Vec::len) {
-            errors.push(FieldError::forbidden(&path.child(list), "pod updates may not add or remove containers"));
+        if at(current, "spec")[list].as_array().map_or(0, Vec::len)
+            != at(new, "spec")[list].as_array().map_or(0, Vec::len)
+        {
+            errors.push(FieldError::forbidden(
+                &path.child(list),
+                "pod updates may not add or remove containers",
+            ));
             return;
         }
     }
@@ -33,7 +38,8 @@ pub fn spec(current: &Value, new: &Value, errors: &mut ErrorList) {
         take(&mut old_rest, field);
         take(&mut rest, field);
     }
-    if int(&old_rest, "terminationGracePeriodSeconds") < 0 && int(&rest, "terminationGracePeriodSeconds") == 1 {
+    if int(&old_rest, "terminationGracePeriodSeconds") < 0 && int(&rest, "terminationGracePeriodSeconds") == 1
+    {
         copy(&old_rest, &mut rest, "terminationGracePeriodSeconds");
     }
     if !items(current, "spec.schedulingGates").is_empty() {
@@ -58,7 +64,11 @@ fn deadline(current: &Value, new: &Value, errors: &mut ErrorList) {
             errors.push(FieldError::invalid(&path, n, "must be less than or equal to previous value"));
         }
         (Some(_), None) => {
-            errors.push(FieldError::invalid(&path, Value::Null, "must not update from a positive integer to nil value"));
+            errors.push(FieldError::invalid(
+                &path,
+                Value::Null,
+                "must not update from a positive integer to nil value",
+            ));
         }
         _ => {}
     }
@@ -80,11 +90,15 @@ fn tolerations(current: &Value, new: &Value, errors: &mut ErrorList) {
 }
 
 fn gates(current: &Value, new: &Value, errors: &mut ErrorList) {
-    let had: BTreeSet<&str> = items(current, "spec.schedulingGates").iter().map(|g| text(g, "name")).collect();
+    let had: BTreeSet<&str> =
+        items(current, "spec.schedulingGates").iter().map(|g| text(g, "name")).collect();
     for (i, g) in items(new, "spec.schedulingGates").iter().enumerate() {
         if !had.contains(text(g, "name")) {
             let path = Path::new("spec").child("schedulingGates").index(i);
-            errors.push(FieldError::forbidden(&path, "only deletion is allowed, but found new scheduling gate"));
+            errors.push(FieldError::forbidden(
+                &path,
+                "only deletion is allowed, but found new scheduling gate",
+            ));
         }
     }
 }
@@ -137,7 +151,9 @@ pub fn check_ephemeral(spec: &Value, list: &[Value], errors: &mut ErrorList) {
             }
         }
         let target = text(c, "targetContainerName");
-        if !target.is_empty() && !CONTAINER_LISTS[..2].iter().flat_map(|l| items(spec, l)).any(|c| text(c, "name") == target) {
+        if !target.is_empty()
+            && !CONTAINER_LISTS[..2].iter().flat_map(|l| items(spec, l)).any(|c| text(c, "name") == target)
+        {
             errors.push(FieldError::not_found(&at_i.child("targetContainerName"), target));
         }
     }

@@ -50,8 +50,13 @@ pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
     dns_config(spec, path, errors);
     crate::meta::labels(&spec["nodeSelector"], &path.child("nodeSelector"), errors);
     identity(spec, path, errors);
-    if let Some(n) = spec["activeDeadlineSeconds"].as_i64().filter(|n| !(1..=i64::from(i32::MAX)).contains(n)) {
-        errors.push(FieldError::invalid(&path.child("activeDeadlineSeconds"), n, "must be between 1 and 2147483647, inclusive"));
+    if let Some(n) = spec["activeDeadlineSeconds"].as_i64().filter(|n| !(1..=i64::from(i32::MAX)).contains(n))
+    {
+        errors.push(FieldError::invalid(
+            &path.child("activeDeadlineSeconds"),
+            n,
+            "must be between 1 and 2147483647, inclusive",
+        ));
     }
     tolerations(items(spec, "tolerations"), &path.child("tolerations"), errors);
     affinity(&spec["affinity"], &path.child("affinity"), errors);
@@ -84,7 +89,12 @@ fn identity(spec: &Value, path: &Path, errors: &mut ErrorList) {
             errors.push(FieldError::required(&path.child("imagePullSecrets").index(i).child("name"), ""));
         }
     }
-    one_of_if_set(&spec["preemptionPolicy"], &["PreemptLowerPriority", "Never"], &path.child("preemptionPolicy"), errors);
+    one_of_if_set(
+        &spec["preemptionPolicy"],
+        &["PreemptLowerPriority", "Never"],
+        &path.child("preemptionPolicy"),
+        errors,
+    );
 }
 
 fn dns_config(spec: &Value, path: &Path, errors: &mut ErrorList) {
@@ -99,7 +109,11 @@ fn dns_config(spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
     if servers.len() > 3 {
         let detail = "must not have more than 3 nameservers";
-        errors.push(FieldError::invalid(&path.child("nameservers"), at(config, "nameservers").clone(), detail));
+        errors.push(FieldError::invalid(
+            &path.child("nameservers"),
+            at(config, "nameservers").clone(),
+            detail,
+        ));
     }
     for (i, s) in servers.iter().enumerate() {
         crate::validate::ip(s.as_str().unwrap_or(""), &path.child("nameservers").index(i), errors);
@@ -155,14 +169,36 @@ fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
             if text(source, "path").is_empty() {
                 errors.push(FieldError::required(&path.child("path"), ""));
             } else if text(source, "path").split('/').any(|p| p == "..") {
-                errors.push(FieldError::invalid(&path.child("path"), text(source, "path"), "must not contain '..'"));
+                errors.push(FieldError::invalid(
+                    &path.child("path"),
+                    text(source, "path"),
+                    "must not contain '..'",
+                ));
             }
-            let kinds = ["", "DirectoryOrCreate", "Directory", "FileOrCreate", "File", "Socket", "CharDevice", "BlockDevice"];
+            let kinds = [
+                "",
+                "DirectoryOrCreate",
+                "Directory",
+                "FileOrCreate",
+                "File",
+                "Socket",
+                "CharDevice",
+                "BlockDevice",
+            ];
             if !kinds.contains(&text(source, "type")) {
                 errors.push(FieldError::not_supported(
                     &path.child("type"),
                     text(source, "type"),
-                    &["", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket"],
+                    &[
+                        "",
+                        "BlockDevice",
+                        "CharDevice",
+                        "Directory",
+                        "DirectoryOrCreate",
+                        "File",
+                        "FileOrCreate",
+                        "Socket",
+                    ],
                 ));
             }
         }
@@ -187,7 +223,11 @@ fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
             crate::validate::required(source, "server", &path, errors);
             crate::validate::required(source, "path", &path, errors);
             if !text(source, "path").starts_with('/') {
-                errors.push(FieldError::invalid(&path.child("path"), text(source, "path"), "must be an absolute path"));
+                errors.push(FieldError::invalid(
+                    &path.child("path"),
+                    text(source, "path"),
+                    "must be an absolute path",
+                ));
             }
         }
         "downwardAPI" => {
@@ -226,10 +266,11 @@ fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
 }
 
 fn projection(s: &Value, projected: &Path, path: &Path, errors: &mut ErrorList) {
-    let kinds: Vec<&str> = ["secret", "downwardAPI", "configMap", "serviceAccountToken", "clusterTrustBundle"]
-        .into_iter()
-        .filter(|k| !s[*k].is_null())
-        .collect();
+    let kinds: Vec<&str> =
+        ["secret", "downwardAPI", "configMap", "serviceAccountToken", "clusterTrustBundle"]
+            .into_iter()
+            .filter(|k| !s[*k].is_null())
+            .collect();
     if kinds.len() > 1 {
         errors.push(FieldError::forbidden(path, "may not specify more than 1 volume type"));
     }
@@ -266,7 +307,11 @@ fn projection(s: &Value, projected: &Path, path: &Path, errors: &mut ErrorList) 
 
 fn mode(value: &Value, path: &Path, errors: &mut ErrorList) {
     if let Some(m) = value.as_i64().filter(|m| !(0..=0o777).contains(m)) {
-        errors.push(FieldError::invalid(path, m, "must be a number between 0 and 0777 (octal), both inclusive"));
+        errors.push(FieldError::invalid(
+            path,
+            m,
+            "must be a number between 0 and 0777 (octal), both inclusive",
+        ));
     }
 }
 
@@ -314,7 +359,8 @@ fn downward_item(item: &Value, path: &Path, errors: &mut ErrorList) {
     mode(&item["mode"], &path.child("mode"), errors);
 }
 
-const VOLUME_FIELDS: [&str; 5] = ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+const VOLUME_FIELDS: [&str; 5] =
+    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 const ENV_FIELDS: [&str; 9] = [
     "metadata.name",
     "metadata.namespace",
@@ -347,7 +393,8 @@ fn field_ref(reference: &Value, path: &Path, supported: &[&str], errors: &mut Er
         return;
     }
     if text(reference, "apiVersion") != "v1" {
-        let detail = format!("error converting fieldPath: unsupported pod version: {}", text(reference, "apiVersion"));
+        let detail =
+            format!("error converting fieldPath: unsupported pod version: {}", text(reference, "apiVersion"));
         errors.push(FieldError::invalid(&path.child("fieldPath"), field, &detail));
         return;
     }
@@ -400,7 +447,11 @@ fn container(
         probe(value, &path.child(probe_name), errors);
         let success = int(value, "successThreshold");
         if probe_name != "readinessProbe" && success != 1 {
-            errors.push(FieldError::invalid(&path.child(probe_name).child("successThreshold"), success, "must be 1"));
+            errors.push(FieldError::invalid(
+                &path.child(probe_name).child("successThreshold"),
+                success,
+                "must be 1",
+            ));
         }
         let grace = &value["terminationGracePeriodSeconds"];
         if probe_name == "readinessProbe" && !grace.is_null() {
@@ -418,22 +469,38 @@ fn container(
             errors.push(FieldError::forbidden(&path.child("lifecycle"), detail));
             continue;
         }
-        handler(value, &["exec", "httpGet", "tcpSocket", "sleep"], &path.child("lifecycle").child(hook), errors);
+        handler(
+            value,
+            &["exec", "httpGet", "tcpSocket", "sleep"],
+            &path.child("lifecycle").child(hook),
+            errors,
+        );
         let grace = spec["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
         if let Some(n) = value["sleep"]["seconds"].as_i64().filter(|n| *n < 0 || *n > grace) {
-            let detail = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+            let detail =
+                format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
             errors.push(FieldError::invalid(&path.child("lifecycle").child(hook).child("sleep"), n, &detail));
         }
     }
 }
 
 /// What every kind of container obeys.
-pub fn container_common(spec: &Value, c: &Value, path: &Path, volumes: &BTreeSet<String>, errors: &mut ErrorList) {
+pub fn container_common(
+    spec: &Value,
+    c: &Value,
+    path: &Path,
+    volumes: &BTreeSet<String>,
+    errors: &mut ErrorList,
+) {
     let image = text(c, "image");
     if image.is_empty() {
         errors.push(FieldError::required(&path.child("image"), ""));
     } else if image != image.trim() {
-        errors.push(FieldError::invalid(&path.child("image"), image, "must not have leading or trailing whitespace"));
+        errors.push(FieldError::invalid(
+            &path.child("image"),
+            image,
+            "must not have leading or trailing whitespace",
+        ));
     }
     match text(c, "terminationMessagePolicy") {
         "" => errors.push(FieldError::required(&path.child("terminationMessagePolicy"), "")),
@@ -513,11 +580,9 @@ fn env_source(e: &Value, path: &Path, errors: &mut ErrorList) {
         let (source, path) = (&from[*kind], path.child(kind));
         match *kind {
             "fieldRef" => field_ref(source, &path, &ENV_FIELDS, errors),
-            "configMapKeyRef" | "secretKeyRef" => {
-                if crate::validate::required(source, "key", &path, errors) {
-                    for problem in names::config_map_key(text(source, "key")) {
-                        errors.push(FieldError::invalid(&path.child("key"), text(source, "key"), &problem));
-                    }
+            "configMapKeyRef" | "secretKeyRef" if crate::validate::required(source, "key", &path, errors) => {
+                for problem in names::config_map_key(text(source, "key")) {
+                    errors.push(FieldError::invalid(&path.child("key"), text(source, "key"), &problem));
                 }
             }
             "resourceFieldRef" => {
@@ -547,14 +612,23 @@ fn env_from(sources: &[Value], path: &Path, errors: &mut ErrorList) {
                 errors.push(FieldError::invalid(&at_i.child("prefix"), prefix, &problem));
             }
         }
-        let kinds: Vec<&str> = ["configMapRef", "secretRef"].into_iter().filter(|k| !s[*k].is_null()).collect();
+        let kinds: Vec<&str> =
+            ["configMapRef", "secretRef"].into_iter().filter(|k| !s[*k].is_null()).collect();
         for kind in &kinds {
             crate::validate::required(&s[*kind], "name", &at_i.child(kind), errors);
         }
         match kinds.len() {
-            0 => errors.push(FieldError::invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")),
+            0 => errors.push(FieldError::invalid(
+                path,
+                "",
+                "must specify one of: `configMapRef` or `secretRef`",
+            )),
             1 => {}
-            _ => errors.push(FieldError::invalid(path, "", "may not have more than one field specified at a time")),
+            _ => errors.push(FieldError::invalid(
+                path,
+                "",
+                "may not have more than one field specified at a time",
+            )),
         }
     }
 }
@@ -592,7 +666,9 @@ fn mounts(spec: &Value, c: &Value, path: &Path, volumes: &BTreeSet<String>, erro
             }
             relative_path(text(m, "subPathExpr"), &path.child("subPathExpr"), errors);
         }
-        if text(m, "mountPropagation") == "Bidirectional" && at(c, "securityContext.privileged") != &Value::Bool(true) {
+        if text(m, "mountPropagation") == "Bidirectional"
+            && at(c, "securityContext.privileged") != &Value::Bool(true)
+        {
             let detail = "Bidirectional mount propagation is available only to privileged containers";
             errors.push(FieldError::forbidden(&path.child("mountPropagation"), detail));
         }
@@ -619,11 +695,17 @@ fn read_only(m: &Value, path: &Path, errors: &mut ErrorList) {
 
 fn probe(p: &Value, path: &Path, errors: &mut ErrorList) {
     handler(p, &["exec", "httpGet", "tcpSocket", "grpc"], path, errors);
-    for field in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    for field in
+        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+    {
         non_negative(int(p, field), &path.child(field), errors);
     }
     if let Some(n) = p["terminationGracePeriodSeconds"].as_i64().filter(|n| *n <= 0) {
-        errors.push(FieldError::invalid(&path.child("terminationGracePeriodSeconds"), n, "must be greater than 0"));
+        errors.push(FieldError::invalid(
+            &path.child("terminationGracePeriodSeconds"),
+            n,
+            "must be greater than 0",
+        ));
     }
 }
 
@@ -636,10 +718,8 @@ fn handler(h: &Value, kinds: &[&str], path: &Path, errors: &mut ErrorList) {
             continue;
         }
         match *kind {
-            "exec" => {
-                if items(action, "command").is_empty() {
-                    errors.push(FieldError::required(&path.child("command"), ""));
-                }
+            "exec" if items(action, "command").is_empty() => {
+                errors.push(FieldError::required(&path.child("command"), ""));
             }
             "httpGet" => {
                 crate::validate::required(action, "path", &path, errors);
@@ -647,7 +727,11 @@ fn handler(h: &Value, kinds: &[&str], path: &Path, errors: &mut ErrorList) {
                 one_of(text(action, "scheme"), &["HTTP", "HTTPS"], &path.child("scheme"), errors);
                 for header in items(action, "httpHeaders") {
                     for problem in names::http_header_name(text(header, "name")) {
-                        errors.push(FieldError::invalid(&path.child("httpHeaders"), text(header, "name"), &problem));
+                        errors.push(FieldError::invalid(
+                            &path.child("httpHeaders"),
+                            text(header, "name"),
+                            &problem,
+                        ));
                     }
                 }
             }
@@ -711,10 +795,15 @@ fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
         errors.push(FieldError::invalid(path, name, &problem));
     }
     let standard = ["cpu", "memory", "ephemeral-storage"].contains(&name) || name.starts_with("hugepages-");
-    let elsewhere = ["pods", "services", "storage", "secrets", "configmaps", "persistentvolumeclaims", "resourcequotas"];
+    let elsewhere =
+        ["pods", "services", "storage", "secrets", "configmaps", "persistentvolumeclaims", "resourcequotas"];
     if !name.contains('/') && !standard {
         if !elsewhere.contains(&name) && !name.starts_with("requests.") && !name.starts_with("limits.") {
-            errors.push(FieldError::invalid(path, name, "must be a standard resource type or fully qualified"));
+            errors.push(FieldError::invalid(
+                path,
+                name,
+                "must be a standard resource type or fully qualified",
+            ));
         }
         errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
     }
@@ -723,7 +812,11 @@ fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
 fn security_context(s: &Value, path: &Path, errors: &mut ErrorList) {
     for field in ["runAsUser", "runAsGroup"] {
         if let Some(n) = s[field].as_i64().filter(|n| !(0..=2147483647).contains(n)) {
-            errors.push(FieldError::invalid(&path.child(field), n, "must be between 0 and 2147483647, inclusive"));
+            errors.push(FieldError::invalid(
+                &path.child(field),
+                n,
+                "must be between 0 and 2147483647, inclusive",
+            ));
         }
     }
     if s["allowPrivilegeEscalation"] == false && s["privileged"] == true {
@@ -743,7 +836,11 @@ fn pod_security(spec: &Value, path: &Path, errors: &mut ErrorList) {
     }
     for field in ["runAsUser", "runAsGroup", "fsGroup"] {
         if let Some(n) = s[field].as_i64().filter(|n| !(0..=2147483647).contains(n)) {
-            errors.push(FieldError::invalid(&path.child(field), n, "must be between 0 and 2147483647, inclusive"));
+            errors.push(FieldError::invalid(
+                &path.child(field),
+                n,
+                "must be between 0 and 2147483647, inclusive",
+            ));
         }
     }
     for (i, g) in items(s, "supplementalGroups").iter().enumerate() {
@@ -766,7 +863,8 @@ pub fn tolerations(list: &[Value], path: &Path, errors: &mut ErrorList) {
         }
         let operator = text(t, "operator");
         if key.is_empty() && operator != "Exists" {
-            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let detail =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             errors.push(FieldError::invalid(&at_i.child("operator"), operator, detail));
         }
         if !t["tolerationSeconds"].is_null() && text(t, "effect") != "NoExecute" {
@@ -785,10 +883,17 @@ pub fn tolerations(list: &[Value], path: &Path, errors: &mut ErrorList) {
                     errors.push(FieldError::invalid(&at_i.child("operator"), t.clone(), detail));
                 }
             }
-            other => errors.push(FieldError::not_supported(&at_i.child("operator"), other, &["Equal", "Exists"])),
+            other => {
+                errors.push(FieldError::not_supported(&at_i.child("operator"), other, &["Equal", "Exists"]))
+            }
         }
         if !text(t, "effect").is_empty() {
-            one_of(text(t, "effect"), &["NoSchedule", "PreferNoSchedule", "NoExecute"], &at_i.child("effect"), errors);
+            one_of(
+                text(t, "effect"),
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                &at_i.child("effect"),
+                errors,
+            );
         }
     }
 }
@@ -828,7 +933,10 @@ fn weight(t: &Value, path: &Path, errors: &mut ErrorList) {
 pub fn node_selector(selector: &Value, path: &Path, errors: &mut ErrorList) {
     let terms = items(selector, "nodeSelectorTerms");
     if terms.is_empty() {
-        errors.push(FieldError::required(&path.child("nodeSelectorTerms"), "must have at least one node selector term"));
+        errors.push(FieldError::required(
+            &path.child("nodeSelectorTerms"),
+            "must have at least one node selector term",
+        ));
     }
     for (i, t) in terms.iter().enumerate() {
         node_term(t, &path.child("nodeSelectorTerms").index(i), errors);
@@ -858,7 +966,11 @@ fn node_term(term: &Value, path: &Path, errors: &mut ErrorList) {
                     errors.push(FieldError::required(&at_i.child("values"), detail));
                 }
             }
-            other => errors.push(FieldError::invalid(&at_i.child("operator"), other, "not a valid selector operator")),
+            other => errors.push(FieldError::invalid(
+                &at_i.child("operator"),
+                other,
+                "not a valid selector operator",
+            )),
         }
         for problem in names::qualified_name(text(r, "key")) {
             errors.push(FieldError::invalid(&at_i.child("key"), text(r, "key"), &problem));
@@ -927,7 +1039,11 @@ fn readiness_gates(spec: &Value, path: &Path, errors: &mut ErrorList) {
             errors.push(FieldError::duplicate(&path.child("schedulingGates").index(i), text(g, "name")));
         }
         for problem in names::qualified_name(text(g, "name")) {
-            errors.push(FieldError::invalid(&path.child("schedulingGates").index(i), text(g, "name"), &problem));
+            errors.push(FieldError::invalid(
+                &path.child("schedulingGates").index(i),
+                text(g, "name"),
+                &problem,
+            ));
         }
     }
 }
@@ -941,7 +1057,11 @@ fn host_ports(spec: &Value, path: &Path, errors: &mut ErrorList) {
             let host = int(p, "hostPort");
             if host_network && host != int(p, "containerPort") {
                 let at_ports = path.child("containers").index(i).child("ports").index(j).child("hostPort");
-                errors.push(FieldError::invalid(&at_ports, host, "must match `containerPort` when `hostNetwork` is true"));
+                errors.push(FieldError::invalid(
+                    &at_ports,
+                    host,
+                    "must match `containerPort` when `hostNetwork` is true",
+                ));
             }
             if host != 0 && !seen.insert((host, text(p, "protocol"), text(p, "hostIP"))) {
                 let ip = text(p, "hostIP");

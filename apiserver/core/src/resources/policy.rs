@@ -30,7 +30,12 @@ impl Strategy for PodDisruptionBudgets {
         }
         label_selector(&spec["selector"], &path.child("selector"), errors);
         let policies = ["AlwaysAllow", "IfHealthyBudget"];
-        one_of_if_set(&spec["unhealthyPodEvictionPolicy"], &policies, &path.child("unhealthyPodEvictionPolicy"), errors);
+        one_of_if_set(
+            &spec["unhealthyPodEvictionPolicy"],
+            &policies,
+            &path.child("unhealthyPodEvictionPolicy"),
+            errors,
+        );
     }
     fn validate_update(&self, target: &Target, _: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource == Some("status") {

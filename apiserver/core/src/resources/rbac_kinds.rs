@@ -19,11 +19,19 @@ fn rules(object: &Value, namespaced: bool, errors: &mut ErrorList) {
         if !empty("nonResourceURLs") {
             if namespaced {
                 let detail = "namespaced rules cannot apply to non-resource URLs";
-                errors.push(FieldError::invalid(&path.child("nonResourceURLs"), r["nonResourceURLs"].clone(), detail));
+                errors.push(FieldError::invalid(
+                    &path.child("nonResourceURLs"),
+                    r["nonResourceURLs"].clone(),
+                    detail,
+                ));
             }
             if !empty("apiGroups") || !empty("resources") || !empty("resourceNames") {
                 let detail = "rules cannot apply to both regular resources and non-resource URLs";
-                errors.push(FieldError::invalid(&path.child("nonResourceURLs"), r["nonResourceURLs"].clone(), detail));
+                errors.push(FieldError::invalid(
+                    &path.child("nonResourceURLs"),
+                    r["nonResourceURLs"].clone(),
+                    detail,
+                ));
             }
             continue;
         }
@@ -112,7 +120,11 @@ impl Strategy for Bindings {
     }
     fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if current["roleRef"] != new["roleRef"] {
-            errors.push(FieldError::invalid(&Path::new("roleRef"), new["roleRef"].clone(), "cannot change roleRef"));
+            errors.push(FieldError::invalid(
+                &Path::new("roleRef"),
+                new["roleRef"].clone(),
+                "cannot change roleRef",
+            ));
         }
     }
 }
@@ -141,6 +153,10 @@ fn subject(s: &Value, namespaced: bool, path: &Path, errors: &mut ErrorList) {
                 errors.push(FieldError::not_supported(&path.child("apiGroup"), group, &[GROUP]));
             }
         }
-        other => errors.push(FieldError::not_supported(&path.child("kind"), other, &["ServiceAccount", "User", "Group"])),
+        other => errors.push(FieldError::not_supported(
+            &path.child("kind"),
+            other,
+            &["ServiceAccount", "User", "Group"],
+        )),
     }
 }

@@ -52,7 +52,10 @@ impl Strategy for Services {
         }
         for port in each_mut(spec, "ports") {
             super::pod_spec::fill(port, "protocol", "TCP");
-            if matches!(&port["targetPort"], Value::Null) || port["targetPort"] == 0 || port["targetPort"] == "" {
+            if matches!(&port["targetPort"], Value::Null)
+                || port["targetPort"] == 0
+                || port["targetPort"] == ""
+            {
                 let number = port["port"].clone();
                 set(port, "targetPort", number);
             }
@@ -85,7 +88,13 @@ impl Strategy for Services {
             drop_type_fields(current, new);
         }
     }
-    fn allocate(&self, target: &Target, current: Option<&Value>, new: &mut Value, ctx: &Context) -> Result<Vec<Claim>, Status> {
+    fn allocate(
+        &self,
+        target: &Target,
+        current: Option<&Value>,
+        new: &mut Value,
+        ctx: &Context,
+    ) -> Result<Vec<Claim>, Status> {
         if target.subresource.is_some() {
             return Ok(vec![]);
         }
@@ -100,8 +109,13 @@ impl Strategy for Services {
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource.is_some() {
             let path = Path::new("status").child("loadBalancer").child("ingress");
-            if !items(new, "status.loadBalancer.ingress").is_empty() && text(new, "spec.type") != "LoadBalancer" {
-                errors.push(FieldError::forbidden(&path, "may only be used when `spec.type` is 'LoadBalancer'"));
+            if !items(new, "status.loadBalancer.ingress").is_empty()
+                && text(new, "spec.type") != "LoadBalancer"
+            {
+                errors.push(FieldError::forbidden(
+                    &path,
+                    "may only be used when `spec.type` is 'LoadBalancer'",
+                ));
             }
             return;
         }
@@ -154,7 +168,9 @@ fn carry(current: &Value, new: &mut Value) {
             if int(port, "nodePort") != 0 {
                 continue;
             }
-            let same = |o: &&Value| int(o, "port") == int(port, "port") && text(o, "protocol") == text(port, "protocol");
+            let same = |o: &&Value| {
+                int(o, "port") == int(port, "port") && text(o, "protocol") == text(port, "protocol")
+            };
             if let Some(number) = old.iter().find(same).map(|o| int(o, "nodePort")).filter(|n| *n != 0)
                 && taken.insert(number)
             {
@@ -209,7 +225,11 @@ fn owner(service: &Value) -> String {
 /// Every claim a service holds.
 fn keys(service: &Value) -> BTreeSet<String> {
     let mut out = BTreeSet::new();
-    for ip in items(service, "spec.clusterIPs").iter().filter_map(Value::as_str).filter(|ip| *ip != "None" && !ip.is_empty()) {
+    for ip in items(service, "spec.clusterIPs")
+        .iter()
+        .filter_map(Value::as_str)
+        .filter(|ip| *ip != "None" && !ip.is_empty())
+    {
         out.insert(format!("{IP_CLAIMS}{ip}"));
     }
     let ports = items(service, "spec.ports").iter().map(|p| int(p, "nodePort"));
@@ -242,8 +262,10 @@ impl Allocator<'_> {
         }
         let wanted = keys(service);
         let owner = owner(service);
-        let taken = wanted.difference(&held).map(|key| Claim { key: key.clone(), owner: owner.clone(), take: true });
-        let given = held.difference(&wanted).map(|key| Claim { key: key.clone(), owner: owner.clone(), take: false });
+        let taken =
+            wanted.difference(&held).map(|key| Claim { key: key.clone(), owner: owner.clone(), take: true });
+        let given =
+            held.difference(&wanted).map(|key| Claim { key: key.clone(), owner: owner.clone(), take: false });
         Ok(taken.chain(given).collect())
     }
 
@@ -251,9 +273,14 @@ impl Allocator<'_> {
         if text(service, "spec.type") == "ExternalName" {
             return;
         }
-        let headless_alone = text(service, "spec.clusterIP") == "None" && is_empty(at(service, "spec.selector"));
+        let headless_alone =
+            text(service, "spec.clusterIP") == "None" && is_empty(at(service, "spec.selector"));
         if at(service, "spec.ipFamilyPolicy").is_null() {
-            let policy = if headless_alone && is_empty(at(service, "spec.ipFamilies")) { "RequireDualStack" } else { "SingleStack" };
+            let policy = if headless_alone && is_empty(at(service, "spec.ipFamilies")) {
+                "RequireDualStack"
+            } else {
+                "SingleStack"
+            };
             set(service, "spec.ipFamilyPolicy", policy);
         }
         if is_empty(at(service, "spec.ipFamilies")) {
@@ -283,7 +310,9 @@ impl Allocator<'_> {
         let shown = json!([given]);
         let cidr = self.ctx.service_cidr;
         if !cidr.contains(&ip) || ip == cidr.network() || ip == cidr.broadcast() {
-            let detail = format!("failed to allocate IP {given}: the provided network does not match the current range");
+            let detail = format!(
+                "failed to allocate IP {given}: the provided network does not match the current range"
+            );
             return Err(self.invalid(service, FieldError::invalid(&path, shown, &detail)));
         }
         if self.ctx.view.claimed(&key) || self.used_ips(service).contains(&ip) {
@@ -301,7 +330,11 @@ impl Allocator<'_> {
 
     fn used_ips(&self, service: &Value) -> BTreeSet<Ipv4Addr> {
         let others = self.others(service);
-        others.iter().flat_map(|s| items(s, "spec.clusterIPs")).filter_map(|ip| ip.as_str()?.parse().ok()).collect()
+        others
+            .iter()
+            .flat_map(|s| items(s, "spec.clusterIPs"))
+            .filter_map(|ip| ip.as_str()?.parse().ok())
+            .collect()
     }
 
     fn used_ports(&self, service: &Value) -> BTreeSet<i64> {
@@ -328,7 +361,9 @@ impl Allocator<'_> {
         let start = if upper > 0 { (self.seed(service) % u64::from(upper)) as u32 } else { 0 };
         let high = (0..upper).map(|i| first + band + (start + i) % upper.max(1));
         high.chain(first..first + band).map(Ipv4Addr::from).find(free).ok_or_else(|| {
-            Status::internal("failed to allocate a serviceIP: range is full; delete Services or widen the service range")
+            Status::internal(
+                "failed to allocate a serviceIP: range is full; delete Services or widen the service range",
+            )
         })
     }
 
@@ -343,7 +378,11 @@ impl Allocator<'_> {
                 // The same port number in another protocol shares the node port.
                 let twin = items(service, "spec.ports")
                     .iter()
-                    .find(|p| int(p, "port") == int(port, "port") && text(p, "protocol") != text(port, "protocol") && int(p, "nodePort") != 0)
+                    .find(|p| {
+                        int(p, "port") == int(port, "port")
+                            && text(p, "protocol") != text(port, "protocol")
+                            && int(p, "nodePort") != 0
+                    })
                     .map(|p| int(p, "nodePort"));
                 let chosen = match twin {
                     Some(number) => number,
@@ -357,11 +396,16 @@ impl Allocator<'_> {
                 continue;
             }
             if !(i64::from(low)..=i64::from(high)).contains(&number) {
-                let detail = format!("provided port is not in the valid range. The range of valid ports is {low}-{high}");
+                let detail = format!(
+                    "provided port is not in the valid range. The range of valid ports is {low}-{high}"
+                );
                 return Err(self.invalid(service, FieldError::invalid(&at_port, number, &detail)));
             }
             if others.contains(&number) || self.ctx.view.claimed(&key) {
-                return Err(self.invalid(service, FieldError::invalid(&at_port, number, "provided port is already allocated")));
+                return Err(self.invalid(
+                    service,
+                    FieldError::invalid(&at_port, number, "provided port is already allocated"),
+                ));
             }
         }
         Ok(())
@@ -374,9 +418,12 @@ impl Allocator<'_> {
         let upper = count - band;
         let start = (self.seed(service) % upper.max(1) as u64) as i64;
         let candidates = (0..upper).map(|i| low + band + (start + i) % upper).chain(low..low + band);
-        let mut free = candidates.filter(|p| !used.contains(p) && !self.ctx.view.claimed(&format!("{PORT_CLAIMS}{p}")));
+        let mut free =
+            candidates.filter(|p| !used.contains(p) && !self.ctx.view.claimed(&format!("{PORT_CLAIMS}{p}")));
         free.next().ok_or_else(|| {
-            Status::internal("failed to allocate a nodePort: range is full; delete Services or widen the node port range")
+            Status::internal(
+                "failed to allocate a nodePort: range is full; delete Services or widen the node port range",
+            )
         })
     }
 }
@@ -404,7 +451,10 @@ fn validate(service: &Value, errors: &mut ErrorList) {
     }
     if kind == "ExternalName" {
         if !is_empty(&spec["clusterIPs"]) {
-            errors.push(FieldError::forbidden(&path.child("clusterIPs"), "may not be set for ExternalName services"));
+            errors.push(FieldError::forbidden(
+                &path.child("clusterIPs"),
+                "may not be set for ExternalName services",
+            ));
         }
         let host = text(spec, "externalName");
         if host.is_empty() {
@@ -422,7 +472,11 @@ fn validate(service: &Value, errors: &mut ErrorList) {
         let seconds = int(spec, "sessionAffinityConfig.clientIP.timeoutSeconds");
         if !(1..=86400).contains(&seconds) {
             let at_seconds = path.child("sessionAffinityConfig").child("clientIP").child("timeoutSeconds");
-            errors.push(FieldError::invalid(&at_seconds, seconds, "must be greater than 0 and less than 86400"));
+            errors.push(FieldError::invalid(
+                &at_seconds,
+                seconds,
+                "must be greater than 0 and less than 86400",
+            ));
         }
     }
     cluster_ips(spec, errors);
@@ -435,7 +489,9 @@ fn validate(service: &Value, errors: &mut ErrorList) {
     families(spec, &path, errors);
     match kind {
         "" => errors.push(FieldError::required(&path.child("type"), "")),
-        k => one_of(k, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], &path.child("type"), errors),
+        k => {
+            one_of(k, &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"], &path.child("type"), errors)
+        }
     }
     traffic(spec, kind, errors);
 }
@@ -503,7 +559,10 @@ fn traffic(spec: &Value, kind: &str, errors: &mut ErrorList) {
     if kind != "LoadBalancer" {
         for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
             if !spec[field].is_null() {
-                errors.push(FieldError::forbidden(&path.child(field), "may only be used when `type` is 'LoadBalancer'"));
+                errors.push(FieldError::forbidden(
+                    &path.child(field),
+                    "may only be used when `type` is 'LoadBalancer'",
+                ));
             }
         }
     }
@@ -523,7 +582,12 @@ fn traffic(spec: &Value, kind: &str, errors: &mut ErrorList) {
         let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
         errors.push(FieldError::invalid(&path.child("healthCheckNodePort"), health, detail));
     }
-    one_of_if_set(&spec["internalTrafficPolicy"], &["Cluster", "Local"], &path.child("internalTrafficPolicy"), errors);
+    one_of_if_set(
+        &spec["internalTrafficPolicy"],
+        &["Cluster", "Local"],
+        &path.child("internalTrafficPolicy"),
+        errors,
+    );
     let policies = ["PreferDualStack", "RequireDualStack", "SingleStack"];
     one_of_if_set(&spec["ipFamilyPolicy"], &policies, &path.child("ipFamilyPolicy"), errors);
     let distributions = ["PreferClose", "PreferSameZone", "PreferSameNode"];
@@ -593,7 +657,10 @@ fn duplicates(list: &[Value], path: &Path, errors: &mut ErrorList) {
             errors.push(FieldError::duplicate(&path.index(i).child("nodePort"), int(p, "nodePort")));
         }
         if !ports.insert((int(p, "port"), protocol)) {
-            errors.push(FieldError::duplicate(&path.index(i), json!({"protocol": protocol, "port": int(p, "port")})));
+            errors.push(FieldError::duplicate(
+                &path.index(i),
+                json!({"protocol": protocol, "port": int(p, "port")}),
+            ));
         }
     }
 }

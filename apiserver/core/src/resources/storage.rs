@@ -42,10 +42,15 @@ impl Strategy for PersistentVolumes {
         true
     }
     fn prepare_create(&self, object: &mut Value, ctx: &Context) {
-        set(object, "status", json!({"phase": "Pending", "lastPhaseTransitionTime": crate::meta::time(ctx.now)}));
+        set(
+            object,
+            "status",
+            json!({"phase": "Pending", "lastPhaseTransitionTime": crate::meta::time(ctx.now)}),
+        );
     }
     fn prepare_update(&self, target: &Target, current: &Value, new: &mut Value, ctx: &Context) {
-        if target.subresource == Some("status") && text(current, "status.phase") != text(new, "status.phase") {
+        if target.subresource == Some("status") && text(current, "status.phase") != text(new, "status.phase")
+        {
             set(new, "status.lastPhaseTransitionTime", crate::meta::time(ctx.now));
         }
     }
@@ -55,7 +60,11 @@ impl Strategy for PersistentVolumes {
         match spec["capacity"].as_object().filter(|c| !c.is_empty()) {
             None => errors.push(FieldError::required(&path.child("capacity"), "")),
             Some(c) if c.len() > 1 || !c.contains_key("storage") => {
-                errors.push(FieldError::not_supported(&path.child("capacity"), spec["capacity"].clone(), &["storage"]));
+                errors.push(FieldError::not_supported(
+                    &path.child("capacity"),
+                    spec["capacity"].clone(),
+                    &["storage"],
+                ));
             }
             Some(_) => {}
         }
@@ -63,7 +72,12 @@ impl Strategy for PersistentVolumes {
             positive_storage(value, &path.child("capacity").key(key), errors);
         }
         let policy = text(spec, "persistentVolumeReclaimPolicy");
-        one_of(policy, &["Delete", "Recycle", "Retain"], &path.child("persistentVolumeReclaimPolicy"), errors);
+        one_of(
+            policy,
+            &["Delete", "Recycle", "Retain"],
+            &path.child("persistentVolumeReclaimPolicy"),
+            errors,
+        );
         let sources = pv_sources(spec);
         if sources.is_empty() {
             errors.push(FieldError::required(&path, "must specify a volume type"));
@@ -76,10 +90,17 @@ impl Strategy for PersistentVolumes {
         }
         let affinity = &spec["nodeAffinity"];
         if !spec["local"].is_null() && affinity.is_null() {
-            errors.push(FieldError::required(&path.child("nodeAffinity"), "Local volume requires node affinity"));
+            errors.push(FieldError::required(
+                &path.child("nodeAffinity"),
+                "Local volume requires node affinity",
+            ));
         }
         if !affinity["required"].is_null() {
-            super::pod_validate::node_selector(&affinity["required"], &path.child("nodeAffinity").child("required"), errors);
+            super::pod_validate::node_selector(
+                &affinity["required"],
+                &path.child("nodeAffinity").child("required"),
+                errors,
+            );
         }
         one_of_if_set(&spec["volumeMode"], &VOLUME_MODES, &path.child("volumeMode"), errors);
     }
@@ -223,7 +244,11 @@ impl Strategy for StorageClasses {
         for field in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
             if current[field] != new[field] && !(is_empty(&current[field]) && is_empty(&new[field])) {
                 if field == "reclaimPolicy" || field == "volumeBindingMode" {
-                    errors.push(FieldError::invalid(&Path::new(field), new[field].clone(), "field is immutable"));
+                    errors.push(FieldError::invalid(
+                        &Path::new(field),
+                        new[field].clone(),
+                        "field is immutable",
+                    ));
                 } else {
                     let detail = format!("updates to {field} are forbidden.");
                     errors.push(FieldError::forbidden(&Path::new(field), &detail));

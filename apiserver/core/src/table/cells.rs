@@ -197,12 +197,18 @@ fn slice(o: &Value) -> Vec<Value> {
     };
     let port = |p: &Value| p["port"].as_i64().map_or("*".to_string(), |n| n.to_string());
     let ports = items(o, "ports").iter().map(port).collect();
-    let addresses = items(o, "endpoints").iter().flat_map(|e| items(e, "addresses")).filter_map(|a| a.as_str().map(String::from)).collect();
+    let addresses = items(o, "endpoints")
+        .iter()
+        .flat_map(|e| items(e, "addresses"))
+        .filter_map(|a| a.as_str().map(String::from))
+        .collect();
     vec![json!(text(o, "addressType")), json!(some(ports)), json!(some(addresses))]
 }
 
 fn event(o: &Value, now: jiff::Timestamp) -> Vec<Value> {
-    let pick = |old: &str, new: &str| if o.get(new).is_some_and(|v| !v.is_null()) { o[new].clone() } else { o[old].clone() };
+    let pick = |old: &str, new: &str| {
+        if o.get(new).is_some_and(|v| !v.is_null()) { o[new].clone() } else { o[old].clone() }
+    };
     let involved = pick("involvedObject", "regarding");
     let first = pick("firstTimestamp", "deprecatedFirstTimestamp");
     let last = pick("lastTimestamp", "deprecatedLastTimestamp");
@@ -210,7 +216,13 @@ fn event(o: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let time = at(o, "eventTime");
     let series = at(o, "series.lastObservedTime");
     let first = if first.is_null() { time.clone() } else { first };
-    let last = if !series.is_null() { series.clone() } else if last.is_null() { first.clone() } else { last };
+    let last = if !series.is_null() {
+        series.clone()
+    } else if last.is_null() {
+        first.clone()
+    } else {
+        last
+    };
     let counted = pick("count", "deprecatedCount");
     let n = o["series"]["count"].as_i64().or(counted.as_i64()).filter(|n| *n > 0).unwrap_or(1);
     let kind = text(&involved, "kind").to_lowercase();
@@ -338,7 +350,11 @@ fn controller(o: &Value) -> String {
     owner.map_or("<none>".into(), |r| {
         let group = text(r, "apiVersion").split_once('/').map_or("", |(g, _)| g);
         let kind = text(r, "kind").to_lowercase();
-        if group.is_empty() { format!("{kind}/{}", text(r, "name")) } else { format!("{kind}.{group}/{}", text(r, "name")) }
+        if group.is_empty() {
+            format!("{kind}/{}", text(r, "name"))
+        } else {
+            format!("{kind}.{group}/{}", text(r, "name"))
+        }
     })
 }
 
@@ -354,7 +370,9 @@ fn autoscaler(o: &Value) -> Vec<Value> {
         text_.push_str(&format!(" + {extra} more..."));
     }
     if o["spec"].get("targetCPUUtilizationPercentage").is_some() {
-        let now = at(o, "status.currentCPUUtilizationPercentage").as_i64().map_or("<unknown>".into(), |n| format!("{n}%"));
+        let now = at(o, "status.currentCPUUtilizationPercentage")
+            .as_i64()
+            .map_or("<unknown>".into(), |n| format!("{n}%"));
         text_ = format!("cpu: {now}/{}%", int(o, "spec.targetCPUUtilizationPercentage"));
     }
     let min = at(o, "spec.minReplicas").as_i64().map_or("<unset>".into(), |n| n.to_string());
@@ -400,7 +418,8 @@ fn metric(m: &Value, current: Option<&Value>) -> String {
 }
 
 fn ingress(o: &Value) -> Vec<Value> {
-    let mut hosts: Vec<&str> = items(o, "spec.rules").iter().map(|r| text(r, "host")).filter(|h| !h.is_empty()).collect();
+    let mut hosts: Vec<&str> =
+        items(o, "spec.rules").iter().map(|r| text(r, "host")).filter(|h| !h.is_empty()).collect();
     hosts.dedup();
     let shown = match hosts.len() {
         0 => "*".to_string(),
@@ -425,7 +444,8 @@ fn parameters(p: &Value) -> String {
         return "<none>".into();
     }
     let group = text(p, "apiGroup");
-    let kind = if group.is_empty() { text(p, "kind").to_string() } else { format!("{}.{group}", text(p, "kind")) };
+    let kind =
+        if group.is_empty() { text(p, "kind").to_string() } else { format!("{}.{group}", text(p, "kind")) };
     format!("{kind}/{}", text(p, "name"))
 }
 
@@ -433,7 +453,11 @@ fn binding(o: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let of_kind = |kind: &str| {
         let subjects = items(o, "subjects").iter().filter(|s| text(s, "kind") == kind);
         let names = subjects.map(|s| match kind {
-            "ServiceAccount" => format!("{}/{}", if text(s, "namespace").is_empty() { namespace(o) } else { text(s, "namespace") }, text(s, "name")),
+            "ServiceAccount" => format!(
+                "{}/{}",
+                if text(s, "namespace").is_empty() { namespace(o) } else { text(s, "namespace") },
+                text(s, "name")
+            ),
             _ => text(s, "name").to_string(),
         });
         json!(names.collect::<Vec<_>>().join(", "))
@@ -476,7 +500,8 @@ fn request(o: &Value, now: jiff::Timestamp) -> Vec<Value> {
     if !text(o, "status.certificate").is_empty() {
         state.push("Issued");
     }
-    let duration = at(o, "spec.expirationSeconds").as_i64().map_or("<none>".into(), keelson_api::duration::human);
+    let duration =
+        at(o, "spec.expirationSeconds").as_i64().map_or("<none>".into(), keelson_api::duration::human);
     vec![
         json!(name(o)),
         json!(age(o, now)),

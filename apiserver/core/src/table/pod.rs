@@ -20,7 +20,8 @@ fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
 /// What the init containers make of the status, and whether they are still at it.
 fn init_reason(pod: &Value) -> Option<String> {
     let specs = items(pod, "spec.initContainers");
-    let restartable = |n: &str| specs.iter().any(|c| text(c, "name") == n && text(c, "restartPolicy") == "Always");
+    let restartable =
+        |n: &str| specs.iter().any(|c| text(c, "name") == n && text(c, "restartPolicy") == "Always");
     for (i, status) in items(pod, "status.initContainerStatuses").iter().enumerate() {
         let state = &status["state"];
         let terminated = &state["terminated"];
@@ -71,7 +72,11 @@ fn status(pod: &Value) -> String {
                 reason = text(terminated, "reason").into();
             } else if !terminated.is_null() {
                 let signal = int(terminated, "signal");
-                reason = if signal != 0 { format!("Signal:{signal}") } else { format!("ExitCode:{}", int(terminated, "exitCode")) };
+                reason = if signal != 0 {
+                    format!("Signal:{signal}")
+                } else {
+                    format!("ExitCode:{}", int(terminated, "exitCode"))
+                };
             } else if flag(s, "ready") && !at(s, "state.running").is_null() {
                 running = true;
             }
@@ -102,7 +107,9 @@ pub fn cells(pod: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let total = items(pod, "spec.containers").len() + sidecars.len();
     let counted: Vec<&Value> = items(pod, "status.containerStatuses")
         .iter()
-        .chain(items(pod, "status.initContainerStatuses").iter().filter(|s| sidecars.contains(&text(s, "name"))))
+        .chain(
+            items(pod, "status.initContainerStatuses").iter().filter(|s| sidecars.contains(&text(s, "name"))),
+        )
         .collect();
     let ready = counted.iter().filter(|s| flag(s, "ready") && !at(s, "state.running").is_null()).count();
     let watched: Vec<&Value> = if init_reason(pod).is_some() {
@@ -111,7 +118,11 @@ pub fn cells(pod: &Value, now: jiff::Timestamp) -> Vec<Value> {
         counted
     };
     let restarts: i64 = watched.iter().map(|s| int(s, "restartCount")).sum();
-    let last = watched.iter().map(|s| at(s, "lastState.terminated.finishedAt")).filter(|t| t.is_string()).max_by_key(|t| t.as_str());
+    let last = watched
+        .iter()
+        .map(|s| at(s, "lastState.terminated.finishedAt"))
+        .filter(|t| t.is_string())
+        .max_by_key(|t| t.as_str());
     let restarts = match last {
         Some(when) if restarts > 0 => format!("{restarts} ({} ago)", since(when, now)),
         _ => restarts.to_string(),
@@ -120,7 +131,9 @@ pub fn cells(pod: &Value, now: jiff::Timestamp) -> Vec<Value> {
     let gates_shown = if gates.is_empty() {
         "<none>".to_string()
     } else {
-        let on = |g: &&Value| condition(pod, text(g, "conditionType")).is_some_and(|c| text(c, "status") == "True");
+        let on = |g: &&Value| {
+            condition(pod, text(g, "conditionType")).is_some_and(|c| text(c, "status") == "True")
+        };
         format!("{}/{}", gates.iter().filter(on).count(), gates.len())
     };
     let ip = items(pod, "status.podIPs").first().map_or(text(pod, "status.podIP"), |i| text(i, "ip"));
