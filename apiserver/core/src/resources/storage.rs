@@ -96,7 +96,7 @@ impl Strategy for PersistentVolumes {
             ));
         }
         if !affinity["required"].is_null() {
-            super::pod_validate::node_selector(
+            super::pod_scheduling::node_selector(
                 &affinity["required"],
                 &path.child("nodeAffinity").child("required"),
                 errors,

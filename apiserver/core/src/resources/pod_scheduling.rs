@@ -1,0 +1,177 @@
+//! Validation of where a pod may run: tolerations, affinity, spread.
+
+use crate::validate::{label_selector, one_of};
+use crate::value::{int, items, text};
+use keelson_api::{ErrorList, FieldError, Path, names};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// Tolerations of a pod.
+pub fn tolerations(list: &[Value], path: &Path, errors: &mut ErrorList) {
+    for (i, t) in list.iter().enumerate() {
+        let at_i = path.index(i);
+        let key = text(t, "key");
+        if !key.is_empty() {
+            for problem in names::qualified_name(key) {
+                errors.push(FieldError::invalid(&at_i.child("key"), key, &problem));
+            }
+        }
+        let operator = text(t, "operator");
+        if key.is_empty() && operator != "Exists" {
+            let detail =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            errors.push(FieldError::invalid(&at_i.child("operator"), operator, detail));
+        }
+        if !t["tolerationSeconds"].is_null() && text(t, "effect") != "NoExecute" {
+            let detail = "effect must be 'NoExecute' when `tolerationSeconds` is set";
+            errors.push(FieldError::invalid(&at_i.child("effect"), text(t, "effect"), detail));
+        }
+        match operator {
+            "" | "Equal" => {
+                for problem in names::label_value(text(t, "value")) {
+                    errors.push(FieldError::invalid(&at_i.child("operator"), text(t, "value"), &problem));
+                }
+            }
+            "Exists" => {
+                if !text(t, "value").is_empty() {
+                    let detail = "value must be empty when `operator` is 'Exists'";
+                    errors.push(FieldError::invalid(&at_i.child("operator"), t.clone(), detail));
+                }
+            }
+            other => {
+                errors.push(FieldError::not_supported(&at_i.child("operator"), other, &["Equal", "Exists"]))
+            }
+        }
+        if !text(t, "effect").is_empty() {
+            one_of(
+                text(t, "effect"),
+                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
+                &at_i.child("effect"),
+                errors,
+            );
+        }
+    }
+}
+
+pub(super) fn affinity(a: &Value, path: &Path, errors: &mut ErrorList) {
+    let (node, at_node) = (&a["nodeAffinity"], path.child("nodeAffinity"));
+    let required = &node["requiredDuringSchedulingIgnoredDuringExecution"];
+    if !required.is_null() {
+        node_selector(required, &at_node.child("requiredDuringSchedulingIgnoredDuringExecution"), errors);
+    }
+    for (i, p) in items(node, "preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+        let at_i = at_node.child("preferredDuringSchedulingIgnoredDuringExecution").index(i);
+        weight(p, &at_i, errors);
+        node_term(&p["preference"], &at_i.child("preference"), errors);
+    }
+    for kind in ["podAffinity", "podAntiAffinity"] {
+        let (value, path) = (&a[kind], path.child(kind));
+        for (i, t) in items(value, "requiredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+            pod_term(t, &path.child("requiredDuringSchedulingIgnoredDuringExecution").index(i), errors);
+        }
+        for (i, t) in items(value, "preferredDuringSchedulingIgnoredDuringExecution").iter().enumerate() {
+            let at_i = path.child("preferredDuringSchedulingIgnoredDuringExecution").index(i);
+            weight(t, &at_i, errors);
+            pod_term(&t["podAffinityTerm"], &at_i.child("podAffinityTerm"), errors);
+        }
+    }
+}
+
+fn weight(t: &Value, path: &Path, errors: &mut ErrorList) {
+    let n = int(t, "weight");
+    if !(1..=100).contains(&n) {
+        errors.push(FieldError::invalid(&path.child("weight"), n, "must be in the range 1-100"));
+    }
+}
+
+/// A `NodeSelector`.
+pub fn node_selector(selector: &Value, path: &Path, errors: &mut ErrorList) {
+    let terms = items(selector, "nodeSelectorTerms");
+    if terms.is_empty() {
+        errors.push(FieldError::required(
+            &path.child("nodeSelectorTerms"),
+            "must have at least one node selector term",
+        ));
+    }
+    for (i, t) in terms.iter().enumerate() {
+        node_term(t, &path.child("nodeSelectorTerms").index(i), errors);
+    }
+}
+
+fn node_term(term: &Value, path: &Path, errors: &mut ErrorList) {
+    for (i, r) in items(term, "matchExpressions").iter().enumerate() {
+        let at_i = path.child("matchExpressions").index(i);
+        let values = items(r, "values").len();
+        match text(r, "operator") {
+            "In" | "NotIn" => {
+                if values == 0 {
+                    let detail = "must be specified when `operator` is 'In' or 'NotIn'";
+                    errors.push(FieldError::required(&at_i.child("values"), detail));
+                }
+            }
+            "Exists" | "DoesNotExist" => {
+                if values > 0 {
+                    let detail = "may not be specified when `operator` is 'Exists' or 'DoesNotExist'";
+                    errors.push(FieldError::forbidden(&at_i.child("values"), detail));
+                }
+            }
+            "Gt" | "Lt" => {
+                if values != 1 {
+                    let detail = "must be specified single value when `operator` is 'Lt' or 'Gt'";
+                    errors.push(FieldError::required(&at_i.child("values"), detail));
+                }
+            }
+            other => errors.push(FieldError::invalid(
+                &at_i.child("operator"),
+                other,
+                "not a valid selector operator",
+            )),
+        }
+        for problem in names::qualified_name(text(r, "key")) {
+            errors.push(FieldError::invalid(&at_i.child("key"), text(r, "key"), &problem));
+        }
+    }
+}
+
+fn pod_term(t: &Value, path: &Path, errors: &mut ErrorList) {
+    label_selector(&t["labelSelector"], &path.child("labelSelector"), errors);
+    for (i, ns) in items(t, "namespaces").iter().enumerate() {
+        let ns = ns.as_str().unwrap_or("");
+        for problem in names::dns1123_label(ns) {
+            errors.push(FieldError::invalid(&path.child("namespace").index(i), ns, &problem));
+        }
+    }
+    let key = text(t, "topologyKey");
+    if key.is_empty() {
+        errors.push(FieldError::required(&path.child("topologyKey"), "can not be empty"));
+    }
+    for problem in names::qualified_name(key) {
+        errors.push(FieldError::invalid(&path.child("topologyKey"), key, &problem));
+    }
+}
+
+pub(super) fn topology_spread(spec: &Value, path: &Path, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    for (i, c) in items(spec, "topologySpreadConstraints").iter().enumerate() {
+        let at_i = path.index(i);
+        let skew = int(c, "maxSkew");
+        if skew <= 0 {
+            errors.push(FieldError::invalid(&at_i.child("maxSkew"), skew, "must be greater than zero"));
+        }
+        let key = text(c, "topologyKey");
+        if key.is_empty() {
+            errors.push(FieldError::required(&at_i.child("topologyKey"), "can not be empty"));
+        } else {
+            for problem in names::qualified_name(key) {
+                errors.push(FieldError::invalid(&at_i.child("topologyKey"), key, &problem));
+            }
+        }
+        let action = text(c, "whenUnsatisfiable");
+        one_of(action, &["DoNotSchedule", "ScheduleAnyway"], &at_i.child("whenUnsatisfiable"), errors);
+        if !seen.insert((key, action)) {
+            let pair = format!("{{{key}, {action}}}");
+            errors.push(FieldError::duplicate(&at_i.child("{topologyKey, whenUnsatisfiable}"), pair));
+        }
+        label_selector(&c["labelSelector"], &at_i.child("labelSelector"), errors);
+    }
+}
