@@ -249,8 +249,10 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
         meta: &SnapshotMeta,
         snapshot: SnapshotData<B::Incoming>,
     ) -> io::Result<()> {
-        let SnapshotData::Incoming(incoming) = snapshot else {
-            return Err(io::Error::other("only a received snapshot can be installed"));
+        let incoming = match snapshot {
+            SnapshotData::Incoming(incoming) => incoming,
+            SnapshotData::Outgoing(chunks) => self.shared.backend.receive(chunks).await?,
+            SnapshotData::Here => return Err(io::Error::other("a snapshot that was never sent cannot be installed")),
         };
         let mark = (meta.last_log_id, meta.last_membership.clone());
         self.set_installing(true);

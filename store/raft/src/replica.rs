@@ -68,6 +68,7 @@ pub struct Replica<R: AsyncRuntime, B: Backend, T> {
     /// Linearizable reads.
     pub reads: Reads,
     election: Duration,
+    request_timeout: Duration,
     /// The term we lead and since when, for lease time.
     office: Mutex<Option<(u64, Instant)>>,
     stopping: watch::Sender<bool>,
@@ -112,6 +113,7 @@ where
             proposer,
             reads,
             election,
+            request_timeout: config.request_timeout,
             office: Mutex::new(None),
             stopping: watch::Sender::new(false),
         });
@@ -256,7 +258,7 @@ where
     pub async fn read_index(&self) -> Result<(), Error> {
         let index = self.reads.index().await?;
         let applied = self.shared.wait_applied(index);
-        tokio::time::timeout(self.election * 2, applied).await.unwrap_or(Err(Error::TimeoutWaitAppliedIndex))
+        tokio::time::timeout(self.request_timeout, applied).await.unwrap_or(Err(Error::TimeoutWaitAppliedIndex))
     }
 
     /// Changes the membership, here or through the leader.

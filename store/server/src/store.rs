@@ -371,8 +371,10 @@ fn replica_config(config: &Config, identity: &Identity) -> ReplicaConfig {
     let raft = openraft::Config {
         cluster_name: format!("{:x}", identity.cluster_id),
         heartbeat_interval: millis(config.heartbeat_interval),
-        election_timeout_min: millis(config.election_timeout),
-        election_timeout_max: millis(config.election_timeout * 2),
+        // A follower stands for election after openraft's leader lease (the maximum) and then a random time between the
+        // two: together 1.0 to 1.3 times the election timeout.
+        election_timeout_min: millis(config.election_timeout * 7 / 20),
+        election_timeout_max: millis(config.election_timeout * 13 / 20),
         install_snapshot_timeout: 600_000,
         max_payload_entries: 1024,
         snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(config.snapshot_count.max(1)),

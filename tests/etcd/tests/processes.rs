@@ -1,0 +1,256 @@
+//! Members as processes: killed, stopped, restarted, replaced. Nothing acknowledged is ever lost.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use keelson_etcd_tests::{Cluster, Process, etcdctl, eventually, get, prefix, put, value};
+use keelson_store_proto::client::{Etcd, Remote};
+use keelson_store_proto::etcdserverpb as pb;
+use keelson_store_proto::etcdserverpb::cluster_client::ClusterClient;
+
+fn binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_member"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_go_on_after_the_leader_is_killed_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::start(binary(), 3, &[]).await;
+    let leader = cluster.leader().await;
+    let others: Vec<String> = cluster
+        .endpoints()
+        .into_iter()
+        .enumerate()
+        .filter(|(i, _)| *i != leader)
+        .map(|(_, endpoint)| endpoint)
+        .collect();
+    let client = Remote::connect(&others, None).await.expect("good URLs");
+    let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let writer = {
+        let (client, stop, acknowledged) = (client.clone(), stop.clone(), acknowledged.clone());
+        tokio::spawn(async move {
+            let mut written = Vec::new();
+            for i in 0.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                if client.put(put(&format!("k{i:06}"), &i.to_string())).await.is_ok() {
+                    written.push(i);
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            written
+        })
+    };
+    let progress = |more: usize| {
+        let (acknowledged, from) = (acknowledged.clone(), acknowledged.load(Ordering::Relaxed));
+        async move {
+            eventually("more writes", || async {
+                (acknowledged.load(Ordering::Relaxed) >= from + more).then_some(())
+            })
+            .await;
+        }
+    };
+    progress(50).await;
+    cluster.members[leader].kill();
+    let killed = Instant::now();
+    progress(50).await;
+    assert!(killed.elapsed() < Duration::from_secs(30), "a new leader took {:?}", killed.elapsed());
+    let initial = cluster.initial();
+    cluster.members[leader].start(&initial, "new", &[]);
+    cluster.members[leader].ready(2).await;
+    progress(20).await;
+    stop.store(true, Ordering::Relaxed);
+    let written = writer.await.expect("the writer ends");
+    for member in &cluster.members {
+        let answer = member.connect().await.range(prefix("k")).await.expect("a linearizable read");
+        let found: std::collections::BTreeSet<_> = answer.kvs.iter().map(|kv| kv.value.to_vec()).collect();
+        for i in &written {
+            assert!(found.contains(i.to_string().as_bytes()), "{} lost write {i}", member.name);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_members_killed_at_once_come_back_with_everything() {
+    let mut cluster = Cluster::start(binary(), 3, &["--snapshot-count=20", "--snapshot-catchup-entries=5"]).await;
+    let client = Remote::connect(&cluster.endpoints(), None).await.expect("good URLs");
+    for i in 0..100 {
+        client.put(put(&format!("k{i:03}"), "v")).await.expect("written");
+    }
+    cluster.members.iter_mut().for_each(Process::kill);
+    let initial = cluster.initial();
+    for member in &mut cluster.members {
+        member.start(&initial, "new", &["--snapshot-count=20", "--snapshot-catchup-entries=5"]);
+    }
+    for member in &cluster.members {
+        member.ready(2).await;
+        let answer = member.connect().await.range(prefix("k")).await.expect("read");
+        assert_eq!(answer.count, 100, "{}", member.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_leader_hands_over_first() {
+    let mut cluster = Cluster::start(binary(), 3, &[]).await;
+    let leader = cluster.leader().await;
+    let other = (leader + 1) % 3;
+    let client = cluster.members[other].connect().await;
+    let before = client.status(pb::StatusRequest {}).await.expect("status");
+    let start = Instant::now();
+    let status = cluster.members[leader].terminate();
+    assert!(status.success(), "{status}; {}", cluster.members[leader].log());
+    assert!(!cluster.members[leader].log().contains(r#""level":"error""#), "{}", cluster.members[leader].log());
+    let after = eventually("another leader", || async {
+        let now = client.status(pb::StatusRequest {}).await.ok()?;
+        (now.leader != before.leader && now.leader != 0).then_some(now)
+    })
+    .await;
+    assert!(after.raft_term > before.raft_term);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    client.put(put("k", "v")).await.expect("written without the stopped member");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_added_catches_up_by_snapshot_votes_and_is_replaced_after_losing_its_disk() {
+    let flags = &["--snapshot-count=50", "--snapshot-catchup-entries=10"];
+    let mut cluster = Cluster::start(binary(), 1, flags).await;
+    let first = cluster.members[0].connect().await;
+    for i in 0..200 {
+        first.put(put(&format!("k{i:03}"), &"x".repeat(1000))).await.expect("written");
+    }
+    for name in ["m2", "m3"] {
+        let mut member = Process::new(binary(), cluster.folder.path(), name);
+        add(&cluster.members[0].client, &member.peer).await;
+        cluster.members.push(Process::new(binary(), cluster.folder.path(), "placeholder"));
+        let place = cluster.members.len() - 1;
+        std::mem::swap(&mut cluster.members[place], &mut member);
+        let initial = cluster.initial();
+        cluster.members[place].start(&initial, "existing", flags);
+        cluster.members[place].ready(1).await;
+        let answer = cluster.members[place].connect().await.range(prefix("k")).await.expect("read");
+        assert_eq!(answer.count, 200, "{name} has everything");
+    }
+    all_vote(&cluster).await;
+    // Its disk is lost: under its old identity it must not come back ...
+    cluster.members[2].kill();
+    std::fs::remove_dir_all(&cluster.members[2].data_dir).expect("wiped");
+    let initial = cluster.initial();
+    cluster.members[2].start(&initial, "existing", flags);
+    eventually("the refusal", || async {
+        cluster.members[2].log().contains("has already been bootstrapped").then_some(())
+    })
+    .await;
+    cluster.members[2].kill();
+    // ... but as a new member.
+    let lost = member_by_name(&cluster.members[0].client, "m3").await;
+    let mut cluster_client = ClusterClient::connect(cluster.members[0].client.clone()).await.expect("connected");
+    cluster_client.member_remove(pb::MemberRemoveRequest { id: lost }).await.expect("removed");
+    add(&cluster.members[0].client, &cluster.members[2].peer).await;
+    cluster.members[2].start(&initial, "existing", flags);
+    cluster.members[2].ready(2).await;
+    all_vote(&cluster).await;
+    let answer = cluster.members[2].connect().await.range(get("k199")).await.expect("read");
+    assert_eq!(answer.count, 1);
+}
+
+async fn add(endpoint: &str, peer: &str) {
+    let mut client = ClusterClient::connect(endpoint.to_owned()).await.expect("connected");
+    let request = pb::MemberAddRequest { peer_ur_ls: vec![peer.to_owned()], is_learner: false };
+    client.member_add(request).await.expect("added");
+}
+
+async fn member_by_name(endpoint: &str, name: &str) -> u64 {
+    let client = Remote::connect(&[endpoint.to_owned()], None).await.expect("a good URL");
+    let members = client.member_list(pb::MemberListRequest { linearizable: true }).await.expect("listed").members;
+    members.iter().find(|member| member.name == name).expect("a member of that name").id
+}
+
+/// Waits until every member can be lost: one is killed and the others still write.
+async fn all_vote(cluster: &Cluster) {
+    let client = Remote::connect(&cluster.endpoints(), None).await.expect("good URLs");
+    let metrics = || async {
+        let members = client.member_list(pb::MemberListRequest { linearizable: true }).await.ok()?.members;
+        let started = members.iter().all(|member| !member.client_ur_ls.is_empty() && !member.is_learner);
+        (started && members.len() == 3).then_some(())
+    };
+    eventually("three started members", metrics).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mistakes_end_with_a_clear_message() {
+    let cluster = Cluster::start(binary(), 1, &[]).await;
+    let member = &cluster.members[0];
+    let run = |args: &[&str]| {
+        let output = Command::new(binary()).args(args).output().expect("it runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, text) = run(&["--no-such-flag"]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("flag provided but not defined: -no-such-flag"), "{text}");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let other = format!("--data-dir={}", folder.path().display());
+    let peer = "http://127.0.0.1:0";
+    let own = [
+        "--listen-peer-urls=http://127.0.0.1:0",
+        &format!("--initial-advertise-peer-urls={peer}"),
+        &format!("--initial-cluster=default={peer}"),
+    ];
+    let taken = format!("--listen-client-urls={}", member.client);
+    let (code, text) = run(&[&[other.as_str(), taken.as_str()], &own[..]].concat());
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("is another server on that port?"), "{text}");
+    let used = format!("--data-dir={}", member.data_dir.display());
+    let (code, text) = run(&[&[used.as_str(), "--listen-client-urls=http://127.0.0.1:0"], &own[..]].concat());
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("in use by another process"), "{text}");
+    let version = Command::new(binary()).arg("--version").output().expect("it runs");
+    assert!(String::from_utf8_lossy(&version.stdout).starts_with("etcd Version: 3.7.1\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcdctl_drives_a_cluster() {
+    let Some(etcdctl) = etcdctl() else {
+        eprintln!("skipped: no etcdctl; set ETCDCTL to one");
+        return;
+    };
+    let cluster = Cluster::start(binary(), 3, &[]).await;
+    let endpoints = cluster.endpoints().join(",");
+    let run = |args: &[&str]| {
+        let output = Command::new(&etcdctl)
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &endpoints, "--command-timeout=30s"])
+            .args(args)
+            .output()
+            .expect("etcdctl runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{args:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    };
+    assert_eq!(run(&["put", "a", "1"]), "OK\n");
+    assert_eq!(run(&["get", "a"]), "a\n1\n");
+    assert_eq!(run(&["get", "--prefix", "--keys-only", "a"]), "a\n\n");
+    assert_eq!(run(&["put", "a", "2", "--prev-kv"]), "OK\na\n1\n");
+    assert_eq!(run(&["get", "a", "--rev=2", "--print-value-only"]), "1\n");
+    let lease = run(&["lease", "grant", "60"]);
+    let id = lease.split_whitespace().nth(1).expect("an id").to_owned();
+    run(&["put", "leased", "x", &format!("--lease={id}")]);
+    assert!(run(&["lease", "timetolive", &id, "--keys"]).contains("[leased]"));
+    run(&["lease", "revoke", &id]);
+    assert_eq!(run(&["get", "leased"]), "");
+    assert_eq!(run(&["member", "list"]).lines().count(), 3);
+    assert_eq!(run(&["endpoint", "status"]).lines().count(), 3);
+    run(&["endpoint", "health"]);
+    assert_eq!(run(&["del", "a", "--prev-kv"]), "1\na\n2\n");
+    run(&["compaction", "3"]);
+    let snapshot = cluster.folder.path().join("snapshot.db");
+    assert!(run(&["snapshot", "save", &snapshot.display().to_string()]).contains("Snapshot saved"));
+    let hashes = run(&["endpoint", "hashkv"]);
+    let hashes: std::collections::BTreeSet<_> =
+        hashes.lines().filter_map(|line| line.rsplit(' ').next()).collect();
+    assert_eq!(hashes.len(), 1, "all members hash the same: {hashes:?}");
+    let client = Remote::connect(&cluster.endpoints(), None).await.expect("good URLs");
+    assert_eq!(value(&client, "a").await.expect("read"), None);
+}
