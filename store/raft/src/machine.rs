@@ -252,7 +252,9 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
         let incoming = match snapshot {
             SnapshotData::Incoming(incoming) => incoming,
             SnapshotData::Outgoing(chunks) => self.shared.backend.receive(chunks).await?,
-            SnapshotData::Here => return Err(io::Error::other("a snapshot that was never sent cannot be installed")),
+            SnapshotData::Here => {
+                return Err(io::Error::other("a snapshot that was never sent cannot be installed"));
+            }
         };
         let mark = (meta.last_log_id, meta.last_membership.clone());
         self.set_installing(true);

@@ -93,7 +93,8 @@ where
     ) -> Result<Arc<Replica<R, B, T>>, ReplicaError> {
         // A leader that resumes its term after a restart knows its first entry, but not how far it had committed: its
         // read index could lie before an acknowledged write (found by the simulator). It must be elected again.
-        let raft_config = openraft::Config { enable_leader_restore: Some(false), ..config.raft };
+        let raft_config =
+            Config { enable_leader_restore: Some(false), enable_pre_vote: Some(true), ..config.raft };
         let raft_config = raft_config.validate().map_err(|error| ReplicaError::Config(error.to_string()))?;
         let election = Duration::from_millis(raft_config.election_timeout_max);
         let machine = StateMachine::open(backend, listener)?;
@@ -120,6 +121,11 @@ where
         replica.task(proposer::run(replica.clone(), jobs));
         replica.task(reads::run(replica.clone(), waiters));
         replica.task(attend(replica.clone()));
+        if replica.voters() == BTreeSet::from([replica.id]) {
+            // Nobody else could be elected: there is nothing to wait for.
+            let elected = replica.raft.trigger().elect(false).await;
+            elected.map_err(|error| ReplicaError::Raft(error.to_string()))?;
+        }
         Ok(replica)
     }
 
@@ -258,7 +264,9 @@ where
     pub async fn read_index(&self) -> Result<(), Error> {
         let index = self.reads.index().await?;
         let applied = self.shared.wait_applied(index);
-        tokio::time::timeout(self.request_timeout, applied).await.unwrap_or(Err(Error::TimeoutWaitAppliedIndex))
+        tokio::time::timeout(self.request_timeout, applied)
+            .await
+            .unwrap_or(Err(Error::TimeoutWaitAppliedIndex))
     }
 
     /// Changes the membership, here or through the leader.
@@ -342,7 +350,8 @@ where
         metrics.membership_config.membership().get_node(&id).cloned()
     }
 
-    fn voters(&self) -> BTreeSet<u64> {
+    /// Ids of the members whose vote counts.
+    pub fn voters(&self) -> BTreeSet<u64> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().voter_ids().collect()

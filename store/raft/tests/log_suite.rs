@@ -32,7 +32,8 @@ impl StoreBuilder<Config, Log, StateMachine<MemoryStore>, tempfile::TempDir> for
     ) -> Result<(tempfile::TempDir, Log, StateMachine<MemoryStore>), openraft::StorageError<Config>> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let log = open(folder.path()).expect("an empty log opens");
-        let machine = StateMachine::open(Arc::new(MemoryStore::default()), Arc::new(Nobody)).expect("empty state");
+        let machine =
+            StateMachine::open(Arc::new(MemoryStore::default()), Arc::new(Nobody)).expect("empty state");
         Ok((folder, log, machine))
     }
 }
@@ -70,7 +71,8 @@ async fn indexes(log: &mut Log) -> Vec<u64> {
 #[tokio::test]
 async fn a_restart_finds_entries_vote_and_purge_point() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let vote = Vote::from_leader_id(openraft::impls::leader_id_std::LeaderId { term: 3, voted_for: 7 }, false);
+    let vote =
+        Vote::from_leader_id(openraft::impls::leader_id_std::LeaderId { term: 3, voted_for: 7 }, false);
     {
         let mut log = open(folder.path()).expect("opens");
         RaftLogStorage::<Config>::save_vote(&mut log, &vote).await.expect("saved");
@@ -122,7 +124,8 @@ async fn a_torn_end_is_cut_and_a_damaged_middle_refused() {
     let whole = std::fs::read(&path).expect("readable");
     {
         let torn = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(torn.path().join(format!("{:016x}.log", 1)), &whole[..whole.len() - 10]).expect("written");
+        std::fs::write(torn.path().join(format!("{:016x}.log", 1)), &whole[..whole.len() - 10])
+            .expect("written");
         let mut log = open(torn.path()).expect("a torn end is fine");
         assert_eq!(indexes(&mut log).await, (0..9).collect::<Vec<_>>());
     }

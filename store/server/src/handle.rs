@@ -39,6 +39,8 @@ pub(crate) struct Inner {
     pub cluster_id: u64,
     pub replica: Arc<Member>,
     pub hub: Arc<Hub<core::RevisionEvents>>,
+    /// Set once this member has caught up after its start.
+    pub ready: tokio::sync::watch::Receiver<bool>,
     /// Rung when a scrub has ended.
     pub scrubbed: Arc<tokio::sync::Notify>,
 }
@@ -54,6 +56,16 @@ impl Handle {
     /// The cluster's id.
     pub fn cluster_id(&self) -> u64 {
         self.inner.cluster_id
+    }
+
+    /// Ids of the members whose vote counts. A member just added joins them when it has caught up.
+    pub fn voters(&self) -> Vec<u64> {
+        self.inner.replica.voters().into_iter().collect()
+    }
+
+    /// Id of the leader, 0 when unknown.
+    pub fn leader(&self) -> u64 {
+        self.inner.replica.leader_id()
     }
 
     pub(crate) fn headers(&self) -> Headers {
@@ -134,8 +146,24 @@ impl Handle {
         if self.learner() { Err(status(Error::NotSupportedForLearner)) } else { Ok(()) }
     }
 
+    /// After a restart the state may be older than what was served before; nothing is read from it until it has caught
+    /// up once.
+    async fn recovered(&self) -> Answer<()> {
+        let mut ready = self.inner.ready.clone();
+        if *ready.borrow() {
+            return Ok(());
+        }
+        match tokio::time::timeout(self.config().request_timeout(), ready.wait_for(|ready| *ready)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(status(Error::Stopped)),
+            Err(_) => Err(status(Error::Timeout)),
+        }
+    }
+
     async fn prepare_read(&self, serializable: bool) -> Answer<()> {
-        if !serializable {
+        if serializable {
+            self.recovered().await?;
+        } else {
             self.voters_only()?;
             self.linearize().await?;
         }
@@ -218,7 +246,40 @@ impl Handle {
         Ok(id)
     }
 
-    /// Grants or chooses an id: positive, random, free.
+    /// Makes a learner a voter.
+    ///
+    /// # Errors
+    /// etcd's own refusals: not there, no learner, not in sync yet (ask again later).
+    pub async fn promote_member(&self, id: u64) -> Answer<()> {
+        self.voters_only()?;
+        let shows = |members: &core::Members| members.get(id).is_none_or(|member| !member.is_learner);
+        self.change(MemberChange::Promote { id }, shows).await.map(|_| ())
+    }
+
+    /// Removes a member, which then stops by itself if it runs.
+    ///
+    /// # Errors
+    /// etcd's own refusals: not there, too few members of the rest have started.
+    pub async fn remove_member(&self, id: u64) -> Answer<()> {
+        self.voters_only()?;
+        let members = self.members().await?;
+        if members.iter().all(|member| member.id != id) {
+            return Err(status(Error::MemberNotFound));
+        }
+        if self.config().strict_reconfig_check {
+            // Members that have never started cannot be part of the quorum that remains.
+            let rest = members.iter().filter(|member| member.id != id && !member.is_learner);
+            let (all, started) = rest.fold((0, 0), |(all, started), member| {
+                (all + 1, started + usize::from(!member.client_urls.is_empty()))
+            });
+            if started < all / 2 + 1 {
+                return Err(status(Error::NotEnoughStartedMembers));
+            }
+        }
+        self.change(MemberChange::Remove { id }, |members| members.get(id).is_none()).await.map(|_| ())
+    }
+
+    /// A lease id: positive, random, free.
     fn free_lease_id(&self, state: &State) -> LeaseId {
         loop {
             let id = (rand::random::<u64>() >> 1) as i64;

@@ -239,6 +239,8 @@ pub struct ClusterInfo {
     pub cluster_id: u64,
     /// All members.
     pub members: Vec<CoreMember>,
+    /// Ids of those whose vote Raft counts; a member just added is not among them until it has caught up.
+    pub voters: Vec<u64>,
 }
 
 /// Asks a peer URL for its cluster.
@@ -343,7 +345,7 @@ impl PeerService {
                 return plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", error.message().to_owned());
             }
         };
-        let info = ClusterInfo { cluster_id: handle.cluster_id(), members };
+        let info = ClusterInfo { cluster_id: handle.cluster_id(), members, voters: handle.voters() };
         match serde_json::to_vec(&info) {
             Ok(body) => plain(StatusCode::OK, "application/json", body),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),

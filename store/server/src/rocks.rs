@@ -402,20 +402,17 @@ impl Backend for Rocks {
         Ok(receiver)
     }
 
-    async fn receive(&self, mut chunks: Chunks) -> io::Result<PathBuf> {
+    async fn receive(&self, chunks: Chunks) -> io::Result<PathBuf> {
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         let path = self.folder.join(format!("{number}.received"));
-        let mut file = tokio::fs::File::create(&path).await?;
-        let mut reader = SnapshotReader::default();
-        while let Some(chunk) = chunks.recv().await {
-            let chunk = chunk?;
-            tokio::io::AsyncWriteExt::write_all(&mut file, &chunk).await?;
-            reader.push(&chunk);
-            while reader.next_record()?.is_some() {}
+        match spool(&path, chunks).await {
+            Ok(()) => Ok(path),
+            Err(error) => {
+                // What is left of it goes at the next start at the latest.
+                let _ = tokio::fs::remove_file(&path).await;
+                Err(error)
+            }
         }
-        reader.finish()?;
-        file.sync_all().await?;
-        Ok(path)
     }
 
     async fn install(&self, incoming: PathBuf, mark: &[u8]) -> io::Result<()> {
@@ -443,4 +440,18 @@ fn dump(view: &View<'_>, chunks: &mpsc::Sender<io::Result<Bytes>>) {
     }
     // Whoever wanted it may be gone.
     let _ = chunks.blocking_send(Ok(writer.finish()));
+}
+
+/// Writes a snapshot stream into a file, durably, checking it on the way.
+async fn spool(path: &Path, mut chunks: Chunks) -> io::Result<()> {
+    let mut file = tokio::fs::File::create(path).await?;
+    let mut reader = SnapshotReader::default();
+    while let Some(chunk) = chunks.recv().await {
+        let chunk = chunk?;
+        tokio::io::AsyncWriteExt::write_all(&mut file, &chunk).await?;
+        reader.push(&chunk);
+        while reader.next_record()?.is_some() {}
+    }
+    reader.finish()?;
+    file.sync_all().await
 }

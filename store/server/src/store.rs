@@ -331,6 +331,7 @@ impl Opened {
         stop: CancellationToken,
     ) -> (Running, watch::Receiver<bool>) {
         let scrubbed = Arc::new(Notify::new());
+        let (ready_sender, ready) = watch::channel(false);
         let streams = config.max_concurrent_streams;
         let inner = Inner {
             config,
@@ -338,6 +339,7 @@ impl Opened {
             replica: self.replica.clone(),
             hub: self.hub.clone(),
             scrubbed: scrubbed.clone(),
+            ready: ready.clone(),
         };
         let handle = Handle { inner: Arc::new(inner) };
         doors.peers.serve_with(handle.clone());
@@ -360,7 +362,6 @@ impl Opened {
         until(&background, Box::pin(scrub::run(self.replica.clone(), self.compacted.clone(), scrubbed)));
         until(&background, Box::pin(watch_leader(self.replica.clone(), self.metrics.clone())));
         until(&background, Box::pin(watchdog(handle.clone(), failed.clone(), stop.clone())));
-        let (ready_sender, ready) = watch::channel(false);
         until(&background, Box::pin(publish(handle.clone(), ready_sender)));
         (Running { handle, doors, background, stop, failed }, ready)
     }
@@ -380,7 +381,6 @@ fn replica_config(config: &Config, identity: &Identity) -> ReplicaConfig {
         snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(config.snapshot_count.max(1)),
         max_in_snapshot_log_to_keep: config.snapshot_catchup_entries,
         purge_batch_size: 256,
-        enable_pre_vote: Some(true),
         ..openraft::Config::default()
     };
     ReplicaConfig { id: identity.member_id, raft, request_timeout: config.request_timeout() }

@@ -221,7 +221,8 @@ impl Certificates {
     pub fn new() -> Certificates {
         use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).expect("written");
+        let write =
+            |name: &str, text: String| std::fs::write(folder.path().join(name), text).expect("written");
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("good");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -230,8 +231,8 @@ impl Certificates {
         let issuer = Issuer::new(params, key);
         for name in ["server", "client"] {
             let key = KeyPair::generate().expect("a key");
-            let mut params =
-                CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("good names");
+            let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])
+                .expect("good names");
             params.extended_key_usages =
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
             let certificate = params.signed_by(&key, &issuer).expect("signed");

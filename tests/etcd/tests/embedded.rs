@@ -15,7 +15,8 @@ use tonic::Code;
 
 fn config(folder: &Path, name: &str, peers: &[(String, String)]) -> Config {
     let peer = peers.iter().find(|(peer, _)| peer == name).expect("one of the peers").1.clone();
-    let client = format!("{}://127.0.0.1:{}", if peer.starts_with("https") { "https" } else { "http" }, free_port());
+    let client =
+        format!("{}://127.0.0.1:{}", if peer.starts_with("https") { "https" } else { "http" }, free_port());
     Config {
         name: name.to_owned(),
         data_dir: folder.join(name),
@@ -49,9 +50,15 @@ async fn a_handle_and_the_wire_show_the_same_store() {
     let written = handle.put(put("a", "1")).await.expect("written");
     assert_eq!(written.header.expect("a header").revision, 2);
     assert_eq!(value(&wire, "a").await.expect("read"), Some("1".to_owned()));
-    assert_eq!(handle.range(get("a")).await.expect("read").kvs, wire.range(get("a")).await.expect("read").kvs);
+    assert_eq!(
+        handle.range(get("a")).await.expect("read").kvs,
+        wire.range(get("a")).await.expect("read").kvs
+    );
     let refused = wire.put(pb::PutRequest::default()).await.expect_err("no key");
-    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "etcdserver: key is not provided"));
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::InvalidArgument, "etcdserver: key is not provided")
+    );
     let future = wire.range(pb::RangeRequest { revision: 99, ..get("a") }).await.expect_err("the future");
     assert_eq!(future.code(), Code::OutOfRange);
     let large = put("big", &"x".repeat(1_600_000));
@@ -180,7 +187,11 @@ async fn three_members_with_tls_everywhere_refuse_strangers() {
     let mut stores = Vec::new();
     let mut endpoints = Vec::new();
     for (name, _) in &peers {
-        let config = Config { tls: Some(tls.clone()), peer_tls: Some(tls.clone()), ..config(folder.path(), name, &peers) };
+        let config = Config {
+            tls: Some(tls.clone()),
+            peer_tls: Some(tls.clone()),
+            ..config(folder.path(), name, &peers)
+        };
         endpoints.extend(config.advertise_client_urls.clone());
         stores.push(Store::start(config, stop.clone()).await.expect("it starts"));
     }

@@ -10,6 +10,7 @@ use keelson_etcd_tests::{Cluster, Process, etcdctl, eventually, get, prefix, put
 use keelson_store_proto::client::{Etcd, Remote};
 use keelson_store_proto::etcdserverpb as pb;
 use keelson_store_proto::etcdserverpb::cluster_client::ClusterClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_member"))
@@ -75,7 +76,8 @@ async fn writes_go_on_after_the_leader_is_killed_and_nothing_acknowledged_is_los
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_members_killed_at_once_come_back_with_everything() {
-    let mut cluster = Cluster::start(binary(), 3, &["--snapshot-count=20", "--snapshot-catchup-entries=5"]).await;
+    let mut cluster =
+        Cluster::start(binary(), 3, &["--snapshot-count=20", "--snapshot-catchup-entries=5"]).await;
     let client = Remote::connect(&cluster.endpoints(), None).await.expect("good URLs");
     for i in 0..100 {
         client.put(put(&format!("k{i:03}"), "v")).await.expect("written");
@@ -88,7 +90,10 @@ async fn all_members_killed_at_once_come_back_with_everything() {
     for member in &cluster.members {
         member.ready(2).await;
         let answer = member.connect().await.range(prefix("k")).await.expect("read");
-        assert_eq!(answer.count, 100, "{}", member.name);
+        let found: Vec<_> =
+            answer.kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect();
+        let expected: Vec<_> = (0..100).map(|i| format!("k{i:03}")).collect();
+        assert_eq!(found, expected, "{} at {:?}", member.name, answer.header);
     }
 }
 
@@ -102,7 +107,11 @@ async fn a_stopped_leader_hands_over_first() {
     let start = Instant::now();
     let status = cluster.members[leader].terminate();
     assert!(status.success(), "{status}; {}", cluster.members[leader].log());
-    assert!(!cluster.members[leader].log().contains(r#""level":"error""#), "{}", cluster.members[leader].log());
+    assert!(
+        !cluster.members[leader].log().contains(r#""level":"error""#),
+        "{}",
+        cluster.members[leader].log()
+    );
     let after = eventually("another leader", || async {
         let now = client.status(pb::StatusRequest {}).await.ok()?;
         (now.leader != before.leader && now.leader != 0).then_some(now)
@@ -146,7 +155,8 @@ async fn a_member_is_added_catches_up_by_snapshot_votes_and_is_replaced_after_lo
     cluster.members[2].kill();
     // ... but as a new member.
     let lost = member_by_name(&cluster.members[0].client, "m3").await;
-    let mut cluster_client = ClusterClient::connect(cluster.members[0].client.clone()).await.expect("connected");
+    let mut cluster_client =
+        ClusterClient::connect(cluster.members[0].client.clone()).await.expect("connected");
     cluster_client.member_remove(pb::MemberRemoveRequest { id: lost }).await.expect("removed");
     add(&cluster.members[0].client, &cluster.members[2].peer).await;
     cluster.members[2].start(&initial, "existing", flags);
@@ -154,6 +164,10 @@ async fn a_member_is_added_catches_up_by_snapshot_votes_and_is_replaced_after_lo
     all_vote(&cluster).await;
     let answer = cluster.members[2].connect().await.range(get("k199")).await.expect("read");
     assert_eq!(answer.count, 1);
+    // It counts: the first member may go.
+    cluster.members[0].kill();
+    let rest = Remote::connect(&cluster.endpoints()[1..], None).await.expect("good URLs");
+    rest.put(put("after", "v")).await.expect("written by the two that are left");
 }
 
 async fn add(endpoint: &str, peer: &str) {
@@ -164,19 +178,54 @@ async fn add(endpoint: &str, peer: &str) {
 
 async fn member_by_name(endpoint: &str, name: &str) -> u64 {
     let client = Remote::connect(&[endpoint.to_owned()], None).await.expect("a good URL");
-    let members = client.member_list(pb::MemberListRequest { linearizable: true }).await.expect("listed").members;
+    let members =
+        client.member_list(pb::MemberListRequest { linearizable: true }).await.expect("listed").members;
     members.iter().find(|member| member.name == name).expect("a member of that name").id
 }
 
-/// Waits until every member can be lost: one is killed and the others still write.
+/// Waits until Raft counts all three as voters.
 async fn all_vote(cluster: &Cluster) {
-    let client = Remote::connect(&cluster.endpoints(), None).await.expect("good URLs");
-    let metrics = || async {
-        let members = client.member_list(pb::MemberListRequest { linearizable: true }).await.ok()?.members;
-        let started = members.iter().all(|member| !member.client_ur_ls.is_empty() && !member.is_learner);
-        (started && members.len() == 3).then_some(())
-    };
-    eventually("three started members", metrics).await;
+    eventually("three voters", || async {
+        let text = http_get(&cluster.members[0].peer, "/members").await?;
+        let (_, voters) = text.split_once("\"voters\":[")?;
+        (voters.split(']').next()?.split(',').count() == 3).then_some(())
+    })
+    .await;
+}
+
+/// The whole answer to a GET, head included.
+async fn http_get(url: &str, path: &str) -> Option<String> {
+    let mut stream = tokio::net::TcpStream::connect(url.strip_prefix("http://")?).await.ok()?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.ok()?;
+    Some(text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_version_and_metrics_answer_as_etcd_does() {
+    let cluster = Cluster::start(binary(), 1, &[]).await;
+    let get = async |path: &str| http_get(&cluster.members[0].client, path).await.expect("an answer");
+    let health = get("/health").await;
+    assert!(health.starts_with("HTTP/1.1 200"), "{health}");
+    assert!(health.ends_with(r#"{"health":"true","reason":""}"#), "{health}");
+    assert!(get("/health?serializable=true").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/livez").await.ends_with("\r\n\r\nok\n"));
+    assert!(get("/readyz?verbose").await.contains("[+]linearizable_read ok\n"));
+    assert!(get("/readyz/non_learner").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/readyz/nonsense").await.starts_with("HTTP/1.1 404"));
+    let version = get("/version").await;
+    assert!(
+        version.ends_with(r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#),
+        "{version}"
+    );
+    let metrics = get("/metrics").await;
+    for line in
+        ["etcd_server_has_leader 1", "etcd_server_is_leader 1", "etcd_disk_wal_fsync_duration_seconds_count"]
+    {
+        assert!(metrics.contains(line), "{line} is not in {metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,7 +295,18 @@ async fn etcdctl_drives_a_cluster() {
     assert_eq!(run(&["del", "a", "--prev-kv"]), "1\na\n2\n");
     run(&["compaction", "3"]);
     let snapshot = cluster.folder.path().join("snapshot.db");
-    assert!(run(&["snapshot", "save", &snapshot.display().to_string()]).contains("Snapshot saved"));
+    let one = Command::new(&etcdctl)
+        .env("ETCDCTL_API", "3")
+        .args([
+            "--endpoints",
+            &cluster.members[0].client,
+            "snapshot",
+            "save",
+            &snapshot.display().to_string(),
+        ])
+        .output()
+        .expect("etcdctl runs");
+    assert!(one.status.success(), "{}", String::from_utf8_lossy(&one.stderr));
     let hashes = run(&["endpoint", "hashkv"]);
     let hashes: std::collections::BTreeSet<_> =
         hashes.lines().filter_map(|line| line.rsplit(' ').next()).collect();

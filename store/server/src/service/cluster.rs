@@ -41,24 +41,8 @@ impl Cluster for Services {
         &self,
         r: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        let id = r.into_inner().id;
-        self.handle.voters_only()?;
+        self.handle.remove_member(r.into_inner().id).await?;
         let members = self.handle.members().await?;
-        if members.iter().all(|member| member.id != id) {
-            return Err(status(Error::MemberNotFound));
-        }
-        if self.handle.config().strict_reconfig_check {
-            // Members that have never started cannot be part of the quorum that remains.
-            let rest = members.iter().filter(|member| member.id != id && !member.is_learner);
-            let (all, started) = rest.fold((0, 0), |(all, started), member| {
-                (all + 1, started + usize::from(!member.client_urls.is_empty()))
-            });
-            if started < all / 2 + 1 {
-                return Err(status(Error::NotEnoughStartedMembers));
-            }
-        }
-        let members =
-            self.handle.change(MemberChange::Remove { id }, |members| members.get(id).is_none()).await?;
         Ok(Response::new(pb::MemberRemoveResponse { header: self.member_header(), members: list(&members) }))
     }
 
@@ -100,11 +84,8 @@ impl Cluster for Services {
         &self,
         r: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        let id = r.into_inner().id;
-        self.handle.voters_only()?;
-        let shows =
-            |members: &keelson_store_core::Members| members.get(id).is_none_or(|member| !member.is_learner);
-        let members = self.handle.change(MemberChange::Promote { id }, shows).await?;
+        self.handle.promote_member(r.into_inner().id).await?;
+        let members = self.handle.members().await?;
         Ok(Response::new(pb::MemberPromoteResponse { header: self.member_header(), members: list(&members) }))
     }
 }
