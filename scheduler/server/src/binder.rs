@@ -178,3 +178,82 @@ async fn bound(
         pause = (pause * 2).min(Duration::from_secs(2));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{Request, Response};
+    use kube::client::Body;
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    /// An API server of one pod: answers binds with the given codes, applying those marked so, and counts them.
+    struct Server {
+        answers: VecDeque<(u16, bool)>,
+        node: Option<&'static str>,
+        binds: usize,
+    }
+
+    fn answer(server: &Mutex<Server>, request: &Request<Body>) -> Response<Body> {
+        let mut server = server.lock().expect("not poisoned");
+        let (code, body) = if request.method() == "POST" {
+            server.binds += 1;
+            let (code, applied) = server.answers.pop_front().unwrap_or((201, true));
+            if applied && server.node.is_none() {
+                server.node = Some("n1");
+            }
+            (
+                code,
+                json!({"kind": "Status", "apiVersion": "v1", "status": if code < 300 { "Success" } else { "Failure" },
+                "code": code, "message": "as told", "reason": "Told"}),
+            )
+        } else {
+            let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "namespace": "d", "uid": "u"},
+                "spec": {"containers": [], "nodeName": server.node}});
+            (200, pod)
+        };
+        let bytes = serde_json::to_vec(&body).expect("JSON");
+        Response::builder().status(code).body(Body::from(bytes)).expect("a response")
+    }
+
+    async fn outcome(answers: &[(u16, bool)], node: Option<&'static str>) -> (AfterBind, usize) {
+        let server =
+            Arc::new(Mutex::new(Server { answers: answers.iter().copied().collect(), node, binds: 0 }));
+        let shared = server.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let response = answer(&shared, &request);
+            async move { Ok::<_, std::convert::Infallible>(response) }
+        });
+        let pod =
+            json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"}, "spec": {"containers": []}});
+        let pod = PodInfo::new(&serde_json::from_value(pod).expect("a pod"));
+        let outcome = bind(Client::new(service, "d"), Arc::new(pod), "n1".into(), Vec::new()).await;
+        let binds = server.lock().expect("not poisoned").binds;
+        (outcome.after, binds)
+    }
+
+    #[tokio::test]
+    async fn an_accepted_bind_is_sent_once() {
+        assert_eq!(outcome(&[(201, true)], None).await, (AfterBind::Bound, 1));
+    }
+
+    #[tokio::test]
+    async fn a_bind_whose_answer_is_lost_is_found_by_reading_back() {
+        assert_eq!(outcome(&[(504, true)], None).await, (AfterBind::Bound, 1));
+    }
+
+    #[tokio::test]
+    async fn a_bind_that_never_arrived_is_sent_again() {
+        assert_eq!(outcome(&[(503, false), (201, true)], None).await, (AfterBind::Bound, 2));
+    }
+
+    #[tokio::test]
+    async fn a_refused_bind_is_forgotten_and_tried_anew() {
+        assert_eq!(outcome(&[(403, false)], None).await, (AfterBind::ForgetAndRequeue, 1));
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_is_bound_elsewhere_is_left_alone() {
+        assert_eq!(outcome(&[(409, false)], Some("n2")).await, (AfterBind::Forget, 1));
+    }
+}
