@@ -8,8 +8,10 @@ use keelson_api::Status;
 use serde_json::Value;
 
 pub mod lifecycle;
+pub mod limits;
 pub mod node_restriction;
 pub mod pods;
+pub mod quota;
 pub mod rbac_escalation;
 pub mod storage;
 
@@ -21,6 +23,7 @@ fn is(target: &Target, group: &str, plural: &str) -> bool {
 pub fn mutate_create(target: &Target, object: &mut Value, ctx: &Context) -> Result<Vec<String>, Status> {
     lifecycle::create(target, ctx)?;
     if is(target, "", "pods") {
+        limits::fill_pod(target, object, ctx);
         pods::service_account(target, object, ctx)?;
         pods::priority(target, object, ctx)?;
         pods::tolerations(object);
@@ -35,7 +38,9 @@ pub fn mutate_create(target: &Target, object: &mut Value, ctx: &Context) -> Resu
 
 /// Refuses a new object.
 pub fn validate_create(target: &Target, object: &Value, ctx: &Context) -> Result<(), Status> {
-    rbac_escalation::check(target, object, ctx)
+    limits::check(target, object, ctx)?;
+    rbac_escalation::check(target, object, ctx)?;
+    quota::check(target, object, ctx)
 }
 
 /// Adds to a changed object. Returns warnings.

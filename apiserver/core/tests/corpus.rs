@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What is compared, and how many of the cases that could be replayed must agree.
-const FILES: [(&str, f64); 8] = [
+const FILES: [(&str, f64); 9] = [
     ("a_create", 0.95),
     ("b_others", 0.78),
     ("b_services", 0.81),
@@ -27,6 +27,7 @@ const FILES: [(&str, f64); 8] = [
     ("h_update", 0.83),
     ("c_apply", 0.87),
     ("a_life", 0.93),
+    ("g_admission", 0.75),
 ];
 
 fn corpus() -> Option<PathBuf> {
