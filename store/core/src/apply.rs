@@ -9,6 +9,7 @@
 
 use bytes::Bytes;
 
+use crate::auth::Identity;
 use crate::backend::{Cf, Overlay, Read, Write};
 use crate::command::{AlarmType, Batch, Command, LeaseId};
 use crate::error::Error;
@@ -61,6 +62,23 @@ pub fn apply(state: &mut State, read: &dyn Read, index: u64, batch: &Batch) -> E
     effects
 }
 
+/// What the server says in its own name, without a user.
+fn of_the_server(command: &Command) -> bool {
+    use Command::{
+        AlarmActivate, AlarmDeactivate, MemberAdd, MemberPromote, MemberPublish, MemberRemove, MemberUpdate,
+    };
+    matches!(
+        command,
+        AlarmActivate { .. }
+            | AlarmDeactivate { .. }
+            | MemberAdd(_)
+            | MemberRemove { .. }
+            | MemberUpdate { .. }
+            | MemberPromote { .. }
+            | MemberPublish { .. }
+    )
+}
+
 pub(crate) struct Applier<'a> {
     pub(crate) state: &'a mut State,
     pub(crate) view: Overlay<'a>,
@@ -69,6 +87,19 @@ pub(crate) struct Applier<'a> {
 
 impl<'a> Applier<'a> {
     fn run(&mut self, command: &Command) -> Result<Response, Error> {
+        let nobody = Identity::default();
+        let (who, command) = match command {
+            Command::As { who, command } => (who, &**command),
+            command => (&nobody, command),
+        };
+        let named = who != &nobody;
+        if named || !of_the_server(command) {
+            self.state.auth.check_command(who, &self.view, command)?;
+        }
+        self.execute(command)
+    }
+
+    fn execute(&mut self, command: &Command) -> Result<Response, Error> {
         self.refused_by_alarm(command)?;
         match command {
             Command::Put(put) => {
@@ -94,6 +125,13 @@ impl<'a> Applier<'a> {
             Command::LeaseKeepAlive { id } => Ok(self.keep_alive(*id)),
             Command::AlarmActivate { member, alarm } => Ok(self.alarm(*member, *alarm, true)),
             Command::AlarmDeactivate { member, alarm } => Ok(self.alarm(*member, *alarm, false)),
+            Command::Auth(change) => {
+                self.state.auth.change(change)?;
+                self.state.write_auth(&mut self.view);
+                Ok(Response::Auth { revision: self.state.revision })
+            }
+            // Nobody speaks for one who speaks for another.
+            Command::As { .. } => Err(Error::InvalidAuthManagement),
             command => self.members(command),
         }
     }

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::auth::{Identity, Permission};
 use crate::members::Member;
 
 /// Identifies a lease; 0 means none, negative ids are legal.
@@ -77,6 +78,55 @@ pub enum Command {
         id: u64,
         name: String,
         client_urls: Vec<String>,
+    },
+    Auth(AuthChange),
+    /// A request of a known user, judged when it is applied. Everything is proposed so while auth is enabled.
+    As {
+        who: Identity,
+        command: Box<Command>,
+    },
+}
+
+/// A change of users and roles. Passwords arrive hashed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum AuthChange {
+    Enable,
+    Disable,
+    /// An empty hash: no password.
+    UserAdd {
+        name: String,
+        password_hash: Bytes,
+    },
+    UserDelete {
+        name: String,
+    },
+    UserChangePassword {
+        name: String,
+        password_hash: Bytes,
+    },
+    UserGrantRole {
+        user: String,
+        role: String,
+    },
+    UserRevokeRole {
+        user: String,
+        role: String,
+    },
+    RoleAdd {
+        name: String,
+    },
+    RoleDelete {
+        name: String,
+    },
+    /// `None` as on the wire: refused.
+    RoleGrantPermission {
+        name: String,
+        permission: Option<Permission>,
+    },
+    RoleRevokePermission {
+        name: String,
+        key: Bytes,
+        range_end: Bytes,
     },
 }
 

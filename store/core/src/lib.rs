@@ -14,6 +14,7 @@
 //! batch; run [`compact::Scrub`] when due.
 
 pub mod apply;
+pub mod auth;
 pub mod backend;
 pub mod check;
 pub mod command;
@@ -32,10 +33,11 @@ pub mod txn;
 pub mod watch;
 
 pub use apply::{Effects, apply};
+pub use auth::{Access, Auth, Identity, Permission, User};
 pub use backend::{Cf, MemoryBackend, Read, Write};
 pub use command::{
-    AlarmType, Batch, Command, Compare, CompareResult, CompareTarget, DeleteRangeRequest, LeaseId,
-    PutRequest, RangeRequest, RequestOp, SortOrder, SortTarget, Stamp, TxnRequest,
+    AlarmType, AuthChange, Batch, Command, Compare, CompareResult, CompareTarget, DeleteRangeRequest,
+    LeaseId, PutRequest, RangeRequest, RequestOp, SortOrder, SortTarget, Stamp, TxnRequest,
 };
 pub use error::{Code, Error};
 pub use hash::{HashKv, hash_kv};

@@ -48,6 +48,9 @@ pub enum Response {
         revision: i64,
         alarms: Vec<crate::state::Alarm>,
     },
+    Auth {
+        revision: i64,
+    },
     /// The list after the change.
     Members {
         revision: i64,
@@ -65,6 +68,7 @@ impl Response {
             Response::Compact { revision }
             | Response::LeaseGrant { revision, .. }
             | Response::LeaseRevoke { revision }
+            | Response::Auth { revision }
             | Response::LeaseKeepAlive { revision, .. }
             | Response::Alarm { revision, .. }
             | Response::Members { revision, .. } => *revision,

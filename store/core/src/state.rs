@@ -9,6 +9,7 @@ use std::ops::{Bound, ControlFlow};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::auth::Auth;
 use crate::backend::{Cf, Overlay, Read};
 use crate::command::{AlarmType, LeaseId, Stamp};
 use crate::layout;
@@ -37,6 +38,7 @@ pub struct State {
     pub(crate) lessor: Lessor,
     pub(crate) alarms: BTreeSet<Alarm>,
     pub(crate) members: Members,
+    pub(crate) auth: Auth,
 }
 
 impl Default for State {
@@ -48,6 +50,7 @@ impl Default for State {
             lessor: Lessor::default(),
             alarms: BTreeSet::new(),
             members: Members::default(),
+            auth: Auth::default(),
         }
     }
 }
@@ -64,6 +67,7 @@ pub(crate) struct Head {
 const HEAD: &[u8] = b"head";
 const MEMBERS: &[u8] = b"members";
 const ALARMS: &[u8] = b"alarms";
+const AUTH: &[u8] = b"auth";
 
 /// Stored state that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +104,7 @@ impl State {
         }
         state.members = decode(read, MEMBERS, "members")?.unwrap_or_default();
         state.alarms = decode(read, ALARMS, "alarms")?.unwrap_or_default();
+        state.auth = decode(read, AUTH, "auth")?.unwrap_or_default();
         read.scan(Cf::Lease, Bound::Unbounded, Bound::Unbounded, false, &mut |id, record| {
             let (ttl, expiry) = layout::decode_lease_record(record);
             state.lessor.insert(layout::decode_lease(id), Lease { ttl, expiry });
@@ -120,6 +125,10 @@ impl State {
 
     pub(crate) fn write_members(&self, view: &mut Overlay<'_>) {
         view.put(Cf::Meta, Bytes::from_static(MEMBERS), encode(&self.members));
+    }
+
+    pub(crate) fn write_auth(&self, view: &mut Overlay<'_>) {
+        view.put(Cf::Meta, Bytes::from_static(AUTH), encode(&self.auth));
     }
 
     pub(crate) fn write_alarms(&self, view: &mut Overlay<'_>) {
@@ -151,6 +160,10 @@ impl State {
 
     pub fn members(&self) -> &Members {
         &self.members
+    }
+
+    pub fn auth(&self) -> &Auth {
+        &self.auth
     }
 
     /// Whether any member raised this alarm.
