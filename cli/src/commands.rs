@@ -215,6 +215,20 @@ pub const COMMANDS: &[Command] = &[
         flags: &[OUTPUT],
     },
     Command {
+        name: "wait",
+        aliases: &[],
+        about: "Wait until objects are as wanted, or gone",
+        usage: "wait KIND/NAME… --for=condition=Ready|delete|jsonpath='{PATH}'=VALUE",
+        flags: &[
+            SELECTOR,
+            ALL,
+            FILENAME,
+            RECURSIVE,
+            value("for", None, "delete, create, condition=NAME[=VALUE] or jsonpath='{PATH}'=VALUE"),
+            value("timeout", None, "how long (default 30s)"),
+        ],
+    },
+    Command {
         name: "label",
         aliases: &[],
         about: "Set labels",
@@ -303,5 +317,30 @@ impl Command {
             text.push_str(&format!("  {short}--{:<26} {}\n", flag.long, flag.help));
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_command_is_dispatched_and_no_flag_is_listed_twice() {
+        let dispatch = include_str!("lib.rs");
+        for command in COMMANDS {
+            assert!(dispatch.contains(&format!("\"{}\" => ", command.name)), "{}", command.name);
+            let mut seen = BTreeSet::new();
+            let mut letters = BTreeSet::new();
+            for flag in command.flags.iter().chain(GLOBAL) {
+                assert!(seen.insert(flag.long), "{} --{}", command.name, flag.long);
+                assert!(
+                    flag.short.is_none_or(|short| letters.insert(short)),
+                    "{} -{:?}",
+                    command.name,
+                    flag.short
+                );
+            }
+        }
     }
 }

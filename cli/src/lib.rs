@@ -25,6 +25,7 @@ mod session;
 mod small;
 mod three_way;
 mod top;
+mod wait;
 mod why;
 
 use args::Parsed;
@@ -86,6 +87,7 @@ async fn dispatch(name: &str, parsed: Parsed) -> anyhow::Result<i32> {
         "scale" => scale::run(&session, &parsed).await,
         "rollout" => rollout::run(&session, &parsed).await,
         "top" => top::run(&session, &parsed).await,
+        "wait" => wait::run(&session, &parsed).await,
         "why" => why::run(&session, &parsed).await,
         "api-resources" => small::api_resources(&session, &parsed).await,
         "version" => small::version(&session).await,

@@ -174,7 +174,7 @@ impl Writer {
                 && condition.reason.as_deref() == Some(reason)
                 && condition.message.as_deref() == Some(message)
         };
-        if before.as_ref().is_some_and(|condition| same(condition)) {
+        if before.as_ref().is_some_and(same) {
             return;
         }
         let since = before
