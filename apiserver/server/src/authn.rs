@@ -21,7 +21,8 @@ pub fn anonymous() -> UserInfo {
 fn bearer(headers: &HeaderMap) -> Option<&str> {
     let value = headers.get(http::header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
 }
 
 /// A token in `Sec-WebSocket-Protocol`, as browsers can only send it there.
@@ -70,8 +71,6 @@ pub fn authenticate(
                 Status::unauthorized()
             })?
             .user
-    } else if headers.contains_key(http::header::AUTHORIZATION) {
-        return Err(Status::unauthorized());
     } else {
         return Ok(anonymous());
     };
@@ -95,7 +94,7 @@ pub fn impersonate(server: &Server, user: UserInfo, headers: &HeaderMap) -> Resu
         if groups.is_empty() && uid.is_empty() && extra.is_empty() {
             return Ok(user);
         }
-        return Err(Status::internal("requested impersonation without impersonating a user"));
+        return Err(Status::bad_request("requested impersonation without impersonating a user"));
     };
     let mut asked = vec![];
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::config::Peer;
 use crate::metrics::Labels;
-use crate::request::{Info, Query};
+use crate::request::{Accept, Info, Query};
 use crate::respond::{self, Response};
 use crate::server::{Call, REQUEST_TIMEOUT, Server, read_body};
 use crate::{
@@ -242,8 +242,14 @@ async fn dispatch(
     let named = !path.name.is_empty();
     let needs_name = matches!(info.verb, "get" | "update" | "patch" | "delete");
     let named_post = info.verb == "create" && named;
-    if !resource.allows(info.verb) || (needs_name && !named) || named_post {
+    // Objects of a namespace are written in one.
+    let nowhere = resource.namespaced && path.namespace.is_empty() && !matches!(info.verb, "list" | "watch");
+    let nowhere = nowhere && resource.storage.is_some();
+    if !resource.allows(info.verb) || (needs_name && !named) || named_post || nowhere {
         return Err(Status::method_not_allowed());
+    }
+    if info.verb != "watch" {
+        Accept::negotiate(&headers, matches!(info.verb, "list" | "deletecollection"))?;
     }
     match info.verb {
         "get" => read::get(&call).await,

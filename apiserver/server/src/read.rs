@@ -16,7 +16,7 @@ use crate::cache::Cache;
 use crate::hub::range_end;
 use crate::object::Object;
 use crate::present::{self, ListMeta, converted};
-use crate::request::{Accept, Query, resource_version};
+use crate::request::{Accept, Query, number, resource_version};
 use crate::respond::Response;
 use crate::server::Call;
 use crate::storage::{is_compacted, store_error};
@@ -162,8 +162,13 @@ struct Options {
 async fn options(call: &Call<'_>) -> Result<Options, Status> {
     let query = call.query;
     let selection = Selection::read(call.resource, query)?;
-    let limit = query.get("limit").parse::<usize>().unwrap_or(0);
+    number(query, "timeoutSeconds")?;
     let (version, how) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
+    let mut limit = number(query, "limit")?.and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+    if version == "0" {
+        // Whatever the cache has, whole.
+        limit = 0;
+    }
     if !how.is_empty() {
         check_match(query, version, how)?;
     }
@@ -184,6 +189,7 @@ async fn options(call: &Call<'_>) -> Result<Options, Status> {
     let at = match (resource_version(version)?, how) {
         (None, _) => At::Cache(call.server.storage.revision(call.deadline).await?),
         (Some(revision), "Exact") => At::Store(revision),
+        (Some(revision), "") if limit > 0 && revision > 0 => At::Store(revision),
         (Some(revision), _) => At::Cache(revision),
     };
     Ok(Options { at, limit, start, selection })

@@ -128,10 +128,12 @@ impl Info {
             }
         }
         if matches!(verb, "get" | "head") {
-            verb = match (api.name.is_empty(), watched || query.flag("watch")) {
-                (_, true) if api.subresource.is_empty() => "watch",
-                (true, false) => "list",
-                _ => "get",
+            let watch = watched || (api.name.is_empty() && query.flag("watch"));
+            verb = match (verb, api.name.is_empty()) {
+                ("head", _) => "head",
+                _ if watch && api.subresource.is_empty() => "watch",
+                (_, true) => "list",
+                (_, false) => "get",
             };
         } else if verb == "delete" && api.name.is_empty() {
             verb = "deletecollection";
@@ -229,12 +231,14 @@ impl Accept {
         if clauses.is_empty() {
             return Ok(json);
         }
+        let mut typed = false;
         for clause in &clauses {
             let (content_type, yaml) = match clause.media_type {
-                "application/json" | "application/*" | "*/*" => ("application/json", false),
+                "application/json" | "*/*" => ("application/json", false),
                 "application/yaml" => ("application/yaml", true),
                 _ => continue,
             };
+            typed = true;
             let meta = clause.param("g") == "meta.k8s.io" && clause.param("v") == "v1";
             let form = match clause.param("as") {
                 "" => Form::Object,
@@ -245,7 +249,7 @@ impl Accept {
             };
             return Ok(Accept { form, yaml, content_type, gzip });
         }
-        Err(Status::not_acceptable(&MEDIA_TYPES))
+        Err(if typed { Status::not_acceptable(&MEDIA_TYPES) } else { nothing_acceptable() })
     }
 
     /// The form of watch events: JSON only; `as=` speaks of the objects inside.
@@ -266,9 +270,31 @@ impl Accept {
         if accept.form == Form::PartialList {
             accept.form = Form::Partial;
         }
-        accept.yaml = false;
-        accept.content_type = "application/json";
+        if accept.yaml {
+            return Err(nothing_acceptable());
+        }
         Ok(accept)
+    }
+}
+
+/// 406 when no clause names a type we can write.
+fn nothing_acceptable() -> Status {
+    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", MEDIA_TYPES.join(", "));
+    Status { bare: false, message, ..Status::not_acceptable(&MEDIA_TYPES) }
+}
+
+/// Reads a whole number parameter; absent is none.
+///
+/// # Errors
+/// 400 when it is no number.
+pub fn number(query: &Query, name: &str) -> Result<Option<u64>, Status> {
+    let text = query.get(name);
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match text.parse::<i64>() {
+        Ok(number) => Ok(u64::try_from(number).ok()),
+        Err(_) => Err(Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))),
     }
 }
 

@@ -54,6 +54,9 @@ pub async fn virtual_resource(
         return bind_object(call, &object, object["metadata"]["name"].as_str().unwrap_or("")).await;
     }
     let answer = if call.resource.plural == "tokenreviews" {
+        if object["spec"]["token"].as_str().unwrap_or("").is_empty() {
+            return Err(Status::bad_request("token is required for TokenReview in authentication"));
+        }
         token_review(call, object)
     } else {
         let target = Target::collection(call.resource, call.namespace());

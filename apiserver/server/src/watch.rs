@@ -19,7 +19,7 @@ use crate::cache::{Cache, Change, Gap};
 use crate::object::{self, Object};
 use crate::present;
 use crate::read::{Selection, bad_option, soon};
-use crate::request::{Accept, Form, resource_version};
+use crate::request::{Accept, Form, number, resource_version};
 use crate::respond::{self, Response};
 use crate::server::{Call, Server};
 
@@ -69,7 +69,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
     let selection = Selection::read(call.resource, query)?.named(&call.path.name);
     let version = resource_version(query.get("resourceVersion"))?;
     let initial_events = query.flag("sendInitialEvents");
-    check(call, initial_events)?;
+    check(call)?;
     let cache = call.cache()?.clone();
     let namespace = call.namespace();
     let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
@@ -101,7 +101,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
         return Ok(respond::answer(200, accept.content_type, respond::full(line)));
     }
     let now = Instant::now();
-    let end = now + duration(query.get("timeoutSeconds"));
+    let end = now + duration(number(query, "timeoutSeconds")?);
     call.server.metrics.watches.fetch_add(1, Ordering::Relaxed);
     let watch = Watch {
         server: call.server.clone(),
@@ -138,18 +138,12 @@ struct Start {
     refused: Option<Status>,
 }
 
-fn check(call: &Call<'_>, initial_events: bool) -> Result<(), Status> {
+fn check(call: &Call<'_>) -> Result<(), Status> {
     let how = call.query.get("resourceVersionMatch");
     if call.query.has("sendInitialEvents") && how != "NotOlderThan" {
         return Err(bad_option(
             "resourceVersionMatch",
             "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ));
-    }
-    if initial_events && !call.query.flag("allowWatchBookmarks") {
-        return Err(bad_option(
-            "allowWatchBookmarks",
-            "sendInitialEvents requires setting allowWatchBookmarks to true",
         ));
     }
     if !how.is_empty() && !call.query.has("sendInitialEvents") {
@@ -166,9 +160,9 @@ fn too_old(revision: i64, oldest: i64) -> Status {
 }
 
 /// The client's time limit, or one between half an hour and an hour.
-fn duration(seconds: &str) -> Duration {
-    match seconds.parse::<u64>() {
-        Ok(seconds) if seconds > 0 => Duration::from_secs(seconds.min(24 * 3600)),
+fn duration(seconds: Option<u64>) -> Duration {
+    match seconds {
+        Some(seconds) if seconds > 0 => Duration::from_secs(seconds.min(24 * 3600)),
         _ => Duration::from_secs(rand::rng().random_range(1800..3600)),
     }
 }
@@ -264,6 +258,7 @@ impl Watch {
         }
         if self.initial.is_empty()
             && let Some(revision) = self.initial_end.take()
+            && self.bookmarks
         {
             let bookmark = self.bookmark(revision, true);
             write_event(out, "BOOKMARK", bookmark.to_string().as_bytes());
@@ -272,7 +267,7 @@ impl Watch {
 
     /// A bookmark is an object of the watched kind with nothing but a revision.
     fn bookmark(&self, revision: i64, initial_end: bool) -> Value {
-        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        let mut metadata = json!({"resourceVersion": revision.to_string()});
         if initial_end {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }

@@ -166,10 +166,15 @@ pub fn options(call: &Call<'_>, kind: &str) -> Result<WriteOptions, Status> {
     let field_validation = FieldValidation::parse(validation).ok_or_else(|| {
         let mut errors = keelson_api::ErrorList::new();
         let path = keelson_api::Path::new("fieldValidation");
-        errors.push(keelson_api::FieldError::not_supported(&path, validation, &["Ignore", "Strict", "Warn"]));
+        errors.push(keelson_api::FieldError::not_supported(
+            &path,
+            validation,
+            &["", "Ignore", "Strict", "Warn"],
+        ));
         Status::invalid_kind("meta.k8s.io", kind, "", errors)
     })?;
     let mut field_manager = query.get("fieldManager").to_owned();
+    check_manager(&field_manager, kind)?;
     if field_manager.is_empty() && kind != "PatchOptions" || field_manager.is_empty() && !is_apply(call) {
         field_manager = user_agent(call);
     }
@@ -179,6 +184,22 @@ pub fn options(call: &Call<'_>, kind: &str) -> Result<WriteOptions, Status> {
         field_validation,
         force: query.flag("force"),
     })
+}
+
+fn check_manager(manager: &str, kind: &str) -> Result<(), Status> {
+    let mut errors = keelson_api::ErrorList::new();
+    let path = keelson_api::Path::new("fieldManager");
+    if manager.len() > 128 {
+        errors.push(keelson_api::FieldError::too_long(&path, 128));
+    }
+    if manager.chars().any(char::is_control) {
+        errors.push(keelson_api::FieldError::invalid(
+            &path,
+            manager,
+            "should only contain printable characters",
+        ));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid_kind("meta.k8s.io", kind, "", errors)) }
 }
 
 fn is_apply(call: &Call<'_>) -> bool {
