@@ -16,6 +16,9 @@ use tracing::warn;
 
 use crate::dns::Dns;
 
+/// The controllers' choice of the node that answers for a Service's load-balancer addresses.
+const ANNOUNCER: &str = "keelson.dev/announced-by";
+
 pub enum Input {
     Node(Box<Event<Node>>),
     Service(Event<Service>),
@@ -88,7 +91,7 @@ impl<K: ResourceExt + Clone> Listed<K> {
 
 fn slim<K: ResourceExt>(mut object: K) -> K {
     object.managed_fields_mut().clear();
-    object.annotations_mut().clear();
+    object.annotations_mut().retain(|name, _| name == ANNOUNCER);
     object
 }
 
@@ -168,7 +171,11 @@ impl Observed {
                 .spec
                 .as_ref()
                 .is_some_and(|spec| spec.external_traffic_policy.as_deref() == Some("Local"));
-            let nodes = local.then(|| self.nodes_with_endpoints(service));
+            // The controllers' choice counts; without one all nodes compute the same.
+            let nodes = match service.annotations().get(ANNOUNCER) {
+                Some(node) => Some(BTreeSet::from([node.clone()])),
+                None => local.then(|| self.nodes_with_endpoints(service)),
+            };
             let ingress =
                 service.status.iter().filter_map(|status| status.load_balancer.as_ref()?.ingress.as_ref());
             let addresses =
