@@ -30,7 +30,11 @@ const RENEW_AFTER: Duration = Duration::from_secs(240 * 24 * 3600);
 const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Parser, Debug)]
-#[command(name = "keelson agent", version, about = "One node: kubelet, service proxy, pod network, cluster DNS")]
+#[command(
+    name = "keelson agent",
+    version,
+    about = "One node: kubelet, service proxy, pod network, cluster DNS"
+)]
 struct Flags {
     /// A server of the cluster, https://HOST:6443. Needed once.
     #[arg(long, env = "KEELSON_URL")]
@@ -185,6 +189,7 @@ async fn identity(flags: &Flags, folder: &Path, stop: &CancellationToken) -> Res
         cluster_cidr: answer.cluster_cidr,
         dns_ip: answer.dns_ip,
         domain: answer.domain,
+        local_path: answer.local_path,
         authority: answer.authority,
         kubelet: Pair { cert: answer.kubelet, key: kubelet_key },
         proxy: Pair { cert: answer.proxy, key: proxy_key },
@@ -207,8 +212,12 @@ fn kubelet_config(
     private_file(&key, state.kubelet.key.as_bytes())?;
     private_file(&authority, state.authority.as_bytes())?;
     let endpoint = &flags.container_runtime_endpoint;
-    let mut config =
-        keelson_kubelet::Config::new(&state.node_name, state.node_ip.into(), endpoint, &folder.join("kubelet"));
+    let mut config = keelson_kubelet::Config::new(
+        &state.node_name,
+        state.node_ip.into(),
+        endpoint,
+        &folder.join("kubelet"),
+    );
     config.client = Some(client);
     config.log_dir = flags.pod_log_dir.clone();
     config.cgroup_root = flags.cgroup_root.clone();
@@ -219,6 +228,7 @@ fn kubelet_config(
     config.tls_cert = Some(cert);
     config.tls_key = Some(key);
     config.client_ca = Some(authority);
+    config.local_path_base = PathBuf::from(&state.local_path);
     config.pause_image = flags.pod_infra_container_image.clone();
     for label in &flags.node_labels {
         let (key, value) =
@@ -288,5 +298,8 @@ fn server_address(url: &str) -> Result<SocketAddr> {
     use std::net::ToSocketAddrs;
     let bare = url.trim_end_matches('/').trim_start_matches("https://");
     let full = if bare.contains(':') { bare.to_owned() } else { format!("{bare}:6443") };
-    full.to_socket_addrs().with_context(|| format!("--server {url}"))?.next().with_context(|| format!("--server {url}"))
+    full.to_socket_addrs()
+        .with_context(|| format!("--server {url}"))?
+        .next()
+        .with_context(|| format!("--server {url}"))
 }

@@ -79,7 +79,13 @@ impl Servers {
     }
 
     fn lives(&self, address: SocketAddr) -> CancellationToken {
-        self.backends.lock().unwrap_or_else(PoisonError::into_inner).entry(address).or_default().lives.child_token()
+        self.backends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(address)
+            .or_default()
+            .lives
+            .child_token()
     }
 
     fn report(&self, address: SocketAddr, healthy: bool) {
@@ -202,7 +208,8 @@ mod tests {
     #[tokio::test]
     async fn connections_spread_and_avoid_a_dead_server() {
         let ((a, _a), (b, task_b)) = (server("a").await, server("b").await);
-        let listen = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
+        let listen =
+            TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address");
         let servers = Servers::new(vec![a, b]);
         let token = CancellationToken::new();
         let running = tokio::spawn(serve(listen, servers.clone(), token.clone()));

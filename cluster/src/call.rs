@@ -29,7 +29,12 @@ const LARGEST: usize = 1 << 20;
 ///
 /// # Errors
 /// No connection, a server of another cluster, or the server's own refusal in its words.
-pub async fn post<A: DeserializeOwned>(address: &str, path: &str, token: &Token, body: &impl Serialize) -> Result<A> {
+pub async fn post<A: DeserializeOwned>(
+    address: &str,
+    path: &str,
+    token: &Token,
+    body: &impl Serialize,
+) -> Result<A> {
     let body = serde_json::to_vec(body)?;
     tokio::time::timeout(PATIENCE, exchange(address, path, token, body))
         .await
@@ -38,7 +43,8 @@ pub async fn post<A: DeserializeOwned>(address: &str, path: &str, token: &Token,
 
 async fn exchange<A: DeserializeOwned>(address: &str, path: &str, token: &Token, body: Vec<u8>) -> Result<A> {
     let (host, port) = host_and_port(address)?;
-    let stream = TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("connect to {address}"))?;
+    let stream =
+        TcpStream::connect((host.as_str(), port)).await.with_context(|| format!("connect to {address}"))?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = Pinned { authority: token.authority.clone(), provider: provider.clone() };
     let config = ClientConfig::builder_with_provider(provider)

@@ -1,9 +1,9 @@
 //! Joining: what a running server hands to a newcomer that shows the token.
 //!
 //! `POST /keelson/v1/join/server` gives a new server the authorities' keys and the member list, after adding it to the store
-//! as a learner (a learner does not count for the quorum, so a newcomer that never comes can't block the cluster);
-//! `POST /keelson/v1/join/promote` makes it a voter once it has caught up; `POST /keelson/v1/join/agent` signs a node's
-//! certificate requests. All else stays behind the API server's own authentication.
+//! (which counts it for the quorum only once it has caught up, so a newcomer that never comes can't block the cluster);
+//! `POST /keelson/v1/join/agent` signs a node's certificate requests. All else stays behind the API server's own
+//! authentication.
 //!
 //! Hazard: the handler runs before authentication, so the token is compared first, in constant time.
 
@@ -23,7 +23,6 @@ use crate::settings::Settings;
 use crate::token::{Role, Token, same_secret};
 
 pub const SERVER: &str = "/keelson/v1/join/server";
-pub const PROMOTE: &str = "/keelson/v1/join/promote";
 pub const AGENT: &str = "/keelson/v1/join/agent";
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -39,17 +38,6 @@ pub struct ServerAnswer {
     pub settings: Settings,
     /// (name, peer URL) of every member, the newcomer included.
     pub members: Vec<(String, String)>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-pub struct PromoteRequest {
-    pub peer_url: String,
-}
-
-/// `voter`: whether the member counts for the quorum now.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct PromoteAnswer {
-    pub voter: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,15 +57,15 @@ pub struct AgentAnswer {
     pub cluster_cidr: Ipv4Net,
     pub dns_ip: Ipv4Addr,
     pub domain: String,
+    /// Folder of the StorageClass local-path on every node.
+    pub local_path: String,
 }
 
 /// The store's membership, as the join endpoint changes it.
 #[async_trait]
 pub trait Membership: Send + Sync + 'static {
-    /// Adds a learner; one that is there already with this URL is no error. Returns (name, peer URL) of all members.
+    /// Adds a member; one that was added before and never came is no error. Returns (name, peer URL) of all members.
     async fn add(&self, name: &str, peer_url: &str) -> Result<Vec<(String, String)>>;
-    /// Makes a member a voter. `Ok(false)`: not yet, it has to catch up.
-    async fn promote(&self, peer_url: &str) -> Result<bool>;
 }
 
 /// The handler behind the API server's extra routes.
@@ -99,7 +87,7 @@ impl Door {
     /// `None`: not a path of ours.
     pub async fn open(&self, request: Request<Bytes>) -> Option<Response<Bytes>> {
         let path = request.uri().path().to_owned();
-        if ![SERVER, PROMOTE, AGENT].contains(&path.as_str()) {
+        if ![SERVER, AGENT].contains(&path.as_str()) {
             return None;
         }
         if request.method() != Method::POST {
@@ -107,14 +95,14 @@ impl Door {
         }
         let answer = match path.as_str() {
             SERVER => self.server(&request).await,
-            PROMOTE => self.promote(&request).await,
             _ => self.agent(&request),
         };
         Some(match answer {
             Ok(body) => respond(StatusCode::OK, body),
-            Err(Refusal::Unauthorized) => {
-                respond(StatusCode::UNAUTHORIZED, "the token is not valid here: see server/token on a server".into())
-            }
+            Err(Refusal::Unauthorized) => respond(
+                StatusCode::UNAUTHORIZED,
+                "the token is not valid here: see server/token on a server".into(),
+            ),
             Err(Refusal::Bad(error)) => respond(StatusCode::BAD_REQUEST, format!("{error:#}")),
             Err(Refusal::Failed(error)) => respond(StatusCode::SERVICE_UNAVAILABLE, format!("{error:#}")),
         })
@@ -139,7 +127,9 @@ impl Door {
     fn server_role(&self, request: &Request<Bytes>) -> Result<(), Refusal> {
         match self.role(request)? {
             Role::Server => Ok(()),
-            Role::Node => Err(Refusal::Bad(anyhow!("a node's token can't make a server: use the server token"))),
+            Role::Node => {
+                Err(Refusal::Bad(anyhow!("a node's token can't make a server: use the server token")))
+            }
         }
     }
 
@@ -155,13 +145,6 @@ impl Door {
             settings: self.settings.clone(),
             members,
         })
-    }
-
-    async fn promote(&self, request: &Request<Bytes>) -> Result<String, Refusal> {
-        self.server_role(request)?;
-        let newcomer: PromoteRequest = read(request)?;
-        let voter = self.membership.promote(&newcomer.peer_url).await.map_err(Refusal::Failed)?;
-        write(&PromoteAnswer { voter })
     }
 
     fn agent(&self, request: &Request<Bytes>) -> Result<String, Refusal> {
@@ -186,6 +169,7 @@ impl Door {
             cluster_cidr: self.settings.cluster_cidr,
             dns_ip: self.settings.dns_ip(),
             domain: self.settings.domain.clone(),
+            local_path: self.settings.local_path.clone(),
         };
         tracing::info!(name = node.name, ip = %node.ip, "node joins");
         write(&answer)
@@ -205,7 +189,11 @@ fn name(name: &str) -> Result<(), Refusal> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
     let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = name.as_bytes();
-    if bytes.len() <= 253 && bytes.iter().all(|byte| plain(*byte)) && ends(bytes.first()) && ends(bytes.last()) {
+    if bytes.len() <= 253
+        && bytes.iter().all(|byte| plain(*byte))
+        && ends(bytes.first())
+        && ends(bytes.last())
+    {
         Ok(())
     } else {
         Err(Refusal::Bad(anyhow!("{name:?} is no node name: lower-case letters, digits, '-' and '.' only")))
@@ -233,10 +221,6 @@ mod tests {
             members.push((name.into(), peer_url.into()));
             Ok(members.clone())
         }
-
-        async fn promote(&self, _: &str) -> Result<bool> {
-            Ok(false)
-        }
     }
 
     fn door() -> Door {
@@ -248,6 +232,7 @@ mod tests {
             domain: "cluster.local".into(),
             load_balancer_pool: vec![],
             node_monitor_grace_seconds: 40,
+            local_path: "/var/lib/keelson/local-path".into(),
             server_secret: "abc".into(),
             node_secret: "xyz".into(),
         };
@@ -282,13 +267,18 @@ mod tests {
         let answer: ServerAnswer = serde_json::from_str(&text).expect("an answer");
         assert_eq!((code, answer.authorities), (200, door.authorities.clone()));
         assert_eq!(answer.members, [("n2".to_owned(), "https://172.30.0.12:2380".to_owned())]);
-        assert!(door.open(Request::post("/keelson/v1/other").body(Bytes::new()).expect("a request")).await.is_none());
+        assert!(
+            door.open(Request::post("/keelson/v1/other").body(Bytes::new()).expect("a request"))
+                .await
+                .is_none()
+        );
     }
 
     #[tokio::test]
     async fn a_node_gets_certificates_for_its_own_name_only() {
         let door = door();
-        let token = Token { authority: door.fingerprint.clone(), role: Role::Node, secret: "xyz".into() }.to_string();
+        let token =
+            Token { authority: door.fingerprint.clone(), role: Role::Node, secret: "xyz".into() }.to_string();
         let request = |name: &str| AgentRequest {
             name: name.into(),
             ip: Ipv4Addr::new(172, 30, 0, 11),

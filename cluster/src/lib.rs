@@ -43,7 +43,8 @@ fn program<F: Parser, R: Future<Output = Result<()>>>(
             return ExitCode::from(code);
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime");
     match runtime.and_then(|runtime| {
         let ended = runtime.block_on(run(flags));
         // Blocking work that is still going on is not waited for.

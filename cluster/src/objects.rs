@@ -12,17 +12,21 @@ const KINDS: &[(&str, &str, bool)] = &[
     ("ClusterRoleBinding", "clusterrolebindings", false),
     ("Service", "services", true),
     ("Deployment", "deployments", true),
-    ("StorageClass", "storageclasses", false),
 ];
 
 fn collection(object: &Value) -> Result<String> {
     let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str);
     let (version, kind) = (text("/apiVersion").unwrap_or_default(), text("/kind").unwrap_or_default());
-    let (_, plural, namespaced) =
-        KINDS.iter().find(|(known, ..)| *known == kind).with_context(|| format!("kind {kind:?} is not known here"))?;
+    let (_, plural, namespaced) = KINDS
+        .iter()
+        .find(|(known, ..)| *known == kind)
+        .with_context(|| format!("kind {kind:?} is not known here"))?;
     let root = if version.contains('/') { "apis" } else { "api" };
     Ok(match namespaced {
-        true => format!("/{root}/{version}/namespaces/{}/{plural}", text("/metadata/namespace").unwrap_or("default")),
+        true => format!(
+            "/{root}/{version}/namespaces/{}/{plural}",
+            text("/metadata/namespace").unwrap_or("default")
+        ),
         false => format!("/{root}/{version}/{plural}"),
     })
 }

@@ -14,8 +14,8 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use serde::{Deserialize, Serialize};
 
@@ -107,7 +107,8 @@ fn authority(name: &str, now: jiff::Timestamp) -> Result<Pair> {
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, format!("{name}@{}", now.as_second()));
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     validity(&mut params, now, AUTHORITY_YEARS);
     let cert = params.self_signed(&key).context("sign an authority")?;
     Ok(Pair { cert: cert.pem(), key: key.serialize_pem() })
@@ -125,7 +126,8 @@ fn validity(params: &mut CertificateParams, now: jiff::Timestamp, years: i16) {
     };
     params.not_before = day(today.yesterday().unwrap_or(today));
     // The 28th exists in every month of every year.
-    let end = jiff::civil::Date::new(today.year() + years, today.month(), today.day().min(28)).unwrap_or(today);
+    let end =
+        jiff::civil::Date::new(today.year() + years, today.month(), today.day().min(28)).unwrap_or(today);
     params.not_after = day(end);
 }
 
@@ -177,7 +179,8 @@ pub fn request(name: &str) -> Result<(String, String)> {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    let request = params.serialize_request(&key).and_then(|request| request.pem()).context("certificate request")?;
+    let request =
+        params.serialize_request(&key).and_then(|request| request.pem()).context("certificate request")?;
     Ok((key.serialize_pem(), request))
 }
 
@@ -217,7 +220,8 @@ pub fn private_folder(folder: &Path) -> Result<()> {
 pub fn private_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let fresh = path.with_extension("new");
     let write = || -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&fresh, path)
@@ -250,7 +254,9 @@ mod tests {
         let (_, certificate) = X509Certificate::from_der(&bytes).expect("X.509");
         let (_, authority) = X509Certificate::from_der(&authority).expect("X.509");
         assert_eq!(certificate.subject().to_string(), "CN=system:node:n1, O=system:nodes");
-        certificate.verify_signature(Some(authority.public_key())).expect("signed by the cluster's authority");
+        certificate
+            .verify_signature(Some(authority.public_key()))
+            .expect("signed by the cluster's authority");
         assert!(!certificate.is_ca());
         let names = certificate.subject_alternative_name().expect("readable").expect("there");
         assert_eq!(names.value.general_names.len(), 2);

@@ -1,6 +1,6 @@
 //! `keelson server`: a store member, an API server, the controllers and the scheduler in one process.
 //!
-//! Order: who we are (from disk, as founder, or through the join endpoint), the store, our vote in it, the API server on
+//! Order: who we are (from disk, as founder, or through the join endpoint), the store until it answers, the API server on
 //! the store's in-process handle, what every cluster has, then controllers and scheduler, which elect their leaders among
 //! all servers. A restart needs no flags.
 
@@ -14,17 +14,14 @@ use async_trait::async_trait;
 use clap::Parser;
 use ipnet::Ipv4Net;
 use keelson_store_proto::client::Etcd;
-use keelson_store_proto::etcdserverpb::{Member, MemberListRequest};
+use keelson_store_proto::etcdserverpb::{Member, MemberListRequest, RangeRequest};
 use keelson_store_server::{ClusterState, Handle, Store, TlsConfig};
 use tokio_util::sync::CancellationToken;
-use tonic::Code;
 use tracing::{info, warn};
 
 use crate::addons::addons;
 use crate::client::client;
-use crate::join::{
-    Door, Membership, PROMOTE, PromoteAnswer, PromoteRequest, SERVER, ServerAnswer, ServerRequest,
-};
+use crate::join::{Door, Membership, SERVER, ServerAnswer, ServerRequest};
 use crate::objects::create_missing;
 use crate::pki::{Authorities, Pair, Subject, issue, kubeconfig, private_file, private_folder};
 use crate::settings::{ServerState, Settings, load, save};
@@ -74,14 +71,21 @@ struct Flags {
     /// Addresses for Services of type LoadBalancer: ranges or CIDRs. Decided by the first server.
     #[arg(long, value_delimiter = ',')]
     load_balancer_pool: Vec<String>,
+    /// Folder on the nodes for volumes of the StorageClass local-path. Decided by the first server.
+    #[arg(long, default_value = "/var/lib/keelson/local-path")]
+    local_path: String,
     /// Silence after which a node counts as lost, e.g. 40s. Decided by the first server.
     #[arg(long, default_value = "40s", value_parser = seconds)]
     node_monitor_grace_period: u32,
 }
 
 fn seconds(text: &str) -> Result<u32, String> {
-    let span: jiff::SignedDuration = text.parse().map_err(|_| format!("{text:?}: want a duration such as 40s"))?;
-    u32::try_from(span.as_secs()).ok().filter(|seconds| *seconds > 0).ok_or_else(|| format!("{text:?}: want 1s or more"))
+    let span: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("{text:?}: want a duration such as 40s"))?;
+    u32::try_from(span.as_secs())
+        .ok()
+        .filter(|seconds| *seconds > 0)
+        .ok_or_else(|| format!("{text:?}: want 1s or more"))
 }
 
 /// The subcommand; `args` start with the program's name.
@@ -93,18 +97,19 @@ async fn run(flags: Flags) -> Result<()> {
     let stop = host::stop_token()?;
     let folder = flags.data_dir.join("server");
     private_folder(&folder)?;
-    let Some((mut state, authorities)) = identity(&flags, &folder, &stop).await? else { return Ok(()) };
+    let Some((state, authorities)) = identity(&flags, &folder, &stop).await? else { return Ok(()) };
     let fingerprint = fingerprint_pem(&authorities.cluster.cert)?;
     write_tokens(&folder, &state.settings, &fingerprint)?;
 
     // The store ends last: everything above it needs it to stop cleanly.
     let store_stop = CancellationToken::new();
-    let store = Store::start(store_config(&folder, &state, &authorities)?, store_stop.clone()).await.context("store")?;
+    let store = Store::start(store_config(&folder, &state, &authorities)?, store_stop.clone())
+        .await
+        .context("store")?;
     let handle = store.handle();
-    if !become_voter(&folder, &mut state, &fingerprint, &stop).await? {
+    if !answers(&store, &stop).await? {
         store_stop.cancel();
-        store.stopped().await;
-        return Ok(());
+        return store.stopped().await.context("store");
     }
     let door = Arc::new(Door {
         authorities: authorities.clone(),
@@ -119,7 +124,10 @@ async fn run(flags: Flags) -> Result<()> {
     let parts = tokio::spawn(above_the_api(folder, state, authorities, stop.clone()));
     let ended = tokio::select! {
         ended = &mut api => Some(ended),
-        () = store.stopped() => bail!("the store ended by itself: see the lines above"),
+        ended = store.stopped() => {
+            ended.context("store")?;
+            bail!("the store ended by itself")
+        }
         () = stop.cancelled() => None,
     };
     stop.cancel();
@@ -130,7 +138,7 @@ async fn run(flags: Flags) -> Result<()> {
         None => api.await,
     };
     store_stop.cancel();
-    store.stopped().await;
+    store.stopped().await.context("store")?;
     api.context("the API server broke")?.context("API server")?;
     parts?
 }
@@ -157,13 +165,14 @@ async fn identity(
                 service_cidr: flags.service_cidr,
                 domain: flags.cluster_domain.clone(),
                 load_balancer_pool: flags.load_balancer_pool.clone(),
+                local_path: flags.local_path.clone(),
                 node_monitor_grace_seconds: flags.node_monitor_grace_period,
                 server_secret: secret(),
                 node_secret: secret(),
             };
             settings.check()?;
             let members = vec![(node_name.clone(), peer_url)];
-            let state = ServerState { node_name, node_ip, settings, members, joining: None, founder: true };
+            let state = ServerState { node_name, node_ip, settings, members, founder: true };
             info!(name = state.node_name, "founding a cluster");
             (state, Authorities::create(jiff::Timestamp::now())?)
         }
@@ -178,7 +187,6 @@ async fn identity(
                 node_ip,
                 settings: answer.settings,
                 members: answer.members,
-                joining: Some(server.clone()),
                 founder: false,
             };
             (state, answer.authorities)
@@ -195,7 +203,9 @@ fn join_token(flags: &Flags) -> Result<Token> {
         (None, Some(path)) => {
             std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?.parse()
         }
-        (None, None) => bail!("--server needs --token or --token-file: the file server/token of a running server"),
+        (None, None) => {
+            bail!("--server needs --token or --token-file: the file server/token of a running server")
+        }
     }
 }
 
@@ -284,31 +294,31 @@ fn store_config(
     })
 }
 
-/// A newcomer is a learner until it has caught up; asks until it is a voter. `false`: told to stop.
-async fn become_voter(
-    folder: &Path,
-    state: &mut ServerState,
-    fingerprint: &str,
-    stop: &CancellationToken,
-) -> Result<bool> {
-    let Some(server) = state.joining.clone() else { return Ok(true) };
-    let token = Token {
-        authority: fingerprint.to_owned(),
-        role: Role::Server,
-        secret: state.settings.server_secret.clone(),
-    };
-    let body = PromoteRequest { peer_url: peer_url(state.node_ip) };
+/// Waits until the store answers a consistent read: it has a leader and, for a newcomer, has made it a voter. `false`: told
+/// to stop.
+async fn answers(store: &Store, stop: &CancellationToken) -> Result<bool> {
+    let handle = store.handle();
+    let read = RangeRequest { key: "/keelson/ready".into(), ..RangeRequest::default() };
+    let mut said = String::new();
     loop {
-        match patiently::<PromoteAnswer>(&server, PROMOTE, &token, &body, stop).await? {
-            None => return Ok(false),
-            Some(PromoteAnswer { voter: true }) => break,
-            Some(PromoteAnswer { voter: false }) => tokio::time::sleep(RETRY).await,
+        let answer = tokio::select! {
+            () = stop.cancelled() => return Ok(false),
+            ended = store.stopped() => {
+                ended.context("store")?;
+                bail!("the store ended by itself")
+            }
+            answer = handle.range(read.clone()) => answer,
+        };
+        match answer {
+            Ok(_) => return Ok(true),
+            Err(status) if status.message() != said => {
+                said = status.message().to_owned();
+                info!("waiting for the store: {said}");
+            }
+            Err(_) => {}
         }
+        tokio::time::sleep(RETRY / 4).await;
     }
-    info!("this server is a voter of the store");
-    state.joining = None;
-    save(&folder.join("state.json"), state)?;
-    Ok(true)
 }
 
 fn api_config(
@@ -378,7 +388,10 @@ async fn above_the_api(
         issue(&authorities.cluster, &subject, jiff::Timestamp::now())
     };
     let admin = user("kubernetes-admin")?;
-    private_file(&folder.join("admin.kubeconfig"), kubeconfig(&url, authority, "kubernetes-admin", &admin).as_bytes())?;
+    private_file(
+        &folder.join("admin.kubeconfig"),
+        kubeconfig(&url, authority, "kubernetes-admin", &admin).as_bytes(),
+    )?;
     let admin = client(&url, authority, &admin).await?;
     let objects = addons(state.settings.dns_ip());
     let mut said = String::new();
@@ -399,6 +412,7 @@ async fn above_the_api(
         node_monitor_grace: jiff::SignedDuration::from_secs(state.settings.node_monitor_grace_seconds.into()),
         root_ca: authority.clone(),
         load_balancer_pool: state.settings.load_balancer_pool.clone(),
+        local_path: state.settings.local_path.clone(),
         ..keelson_controllers::Config::default()
     };
     let mut scheduler = keelson_scheduler::Config::default();
@@ -442,15 +456,15 @@ impl Membership for StoreMembership {
     async fn add(&self, name: &str, peer_url: &str) -> Result<Vec<(String, String)>> {
         let known = self.members().await?;
         match known.iter().find(|member| member.peer_ur_ls.iter().any(|url| url == peer_url)) {
-            // It asked before and did not get our answer.
-            Some(member) if member.is_learner => {}
+            // It asked before and did not get our answer, or never came.
+            Some(member) if member.is_learner || member.client_ur_ls.is_empty() => {}
             Some(member) => bail!(
                 "{peer_url} is a member already ({:x}): if its data is lost, remove it first (etcdctl member remove)",
                 member.id
             ),
             None => {
                 self.0
-                    .add_member(name, vec![peer_url.to_owned()], true)
+                    .add_member(name, vec![peer_url.to_owned()], false)
                     .await
                     .with_context(|| format!("add {name} to the store"))?;
             }
@@ -459,24 +473,13 @@ impl Membership for StoreMembership {
         Ok(members
             .into_iter()
             .flat_map(|member| {
-                let known_as = if member.peer_ur_ls.iter().any(|url| url == peer_url) { name.to_owned() } else { member.name };
+                let known_as = if member.peer_ur_ls.iter().any(|url| url == peer_url) {
+                    name.to_owned()
+                } else {
+                    member.name
+                };
                 member.peer_ur_ls.into_iter().map(move |url| (known_as.clone(), url))
             })
             .collect())
-    }
-
-    async fn promote(&self, peer_url: &str) -> Result<bool> {
-        let known = self.members().await?;
-        let member = known.iter().find(|member| member.peer_ur_ls.iter().any(|url| url == peer_url));
-        let member = member.with_context(|| format!("{peer_url} is no member of the store"))?;
-        if !member.is_learner {
-            return Ok(true);
-        }
-        match self.0.promote_member(member.id).await {
-            Ok(_) => Ok(true),
-            // It has not caught up yet.
-            Err(status) if status.code() == Code::FailedPrecondition => Ok(false),
-            Err(status) => Err(status).context("make it a voter"),
-        }
     }
 }

@@ -18,6 +18,8 @@ pub struct Settings {
     pub domain: String,
     /// Addresses for Services of type LoadBalancer: ranges or CIDRs; empty: none are given.
     pub load_balancer_pool: Vec<String>,
+    /// Folder on the nodes under which the StorageClass `local-path` makes its volumes.
+    pub local_path: String,
     /// Seconds of silence after which a node counts as lost.
     pub node_monitor_grace_seconds: u32,
     /// Secret of server tokens.
@@ -52,7 +54,12 @@ impl Settings {
         );
         let apart = !self.service_cidr.contains(&self.cluster_cidr.network())
             && !self.cluster_cidr.contains(&self.service_cidr.network());
-        ensure!(apart, "--cluster-cidr {} and --service-cidr {} overlap", self.cluster_cidr, self.service_cidr);
+        ensure!(
+            apart,
+            "--cluster-cidr {} and --service-cidr {} overlap",
+            self.cluster_cidr,
+            self.service_cidr
+        );
         Ok(())
     }
 }
@@ -65,8 +72,6 @@ pub struct ServerState {
     pub settings: Settings,
     /// (name, peer URL) as of the first start; later the store knows better.
     pub members: Vec<(String, String)>,
-    /// The server this one joins through, until it is a voter; `None` for the founder and for voters.
-    pub joining: Option<String>,
     /// Whether this server founded the cluster.
     pub founder: bool,
 }
@@ -79,6 +84,7 @@ pub struct AgentState {
     pub cluster_cidr: Ipv4Net,
     pub dns_ip: Ipv4Addr,
     pub domain: String,
+    pub local_path: String,
     pub authority: String,
     /// Client certificate of `system:node:<name>`, also the kubelet's serving certificate.
     pub kubelet: crate::pki::Pair,
@@ -117,6 +123,7 @@ mod tests {
             domain: "cluster.local".into(),
             load_balancer_pool: vec![],
             node_monitor_grace_seconds: 40,
+            local_path: "/var/lib/keelson/local-path".into(),
             server_secret: "s".into(),
             node_secret: "n".into(),
         }

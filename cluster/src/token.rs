@@ -83,7 +83,8 @@ pub fn fingerprint(der: &[u8]) -> String {
 /// When there is none.
 pub fn fingerprint_pem(pem: &str) -> Result<String> {
     use rustls_pki_types::{CertificateDer, pem::PemObject};
-    let certificate = CertificateDer::from_pem_slice(pem.as_bytes()).context("certificate of the authority")?;
+    let certificate =
+        CertificateDer::from_pem_slice(pem.as_bytes()).context("certificate of the authority")?;
     Ok(fingerprint(&certificate))
 }
 
@@ -107,7 +108,13 @@ mod tests {
     fn a_token_reads_back_and_damage_is_refused_without_being_shown() {
         let token = Token { authority: "ab".repeat(32), role: Role::Server, secret: secret() };
         assert_eq!(token.to_string().parse::<Token>().expect("reads back"), token);
-        for damaged in ["", "K10", "K10ab::server:x", &token.to_string()[1..], &format!("K10{}::root:x", "ab".repeat(32))] {
+        for damaged in [
+            "",
+            "K10",
+            "K10ab::server:x",
+            &token.to_string()[1..],
+            &format!("K10{}::root:x", "ab".repeat(32)),
+        ] {
             let error = damaged.parse::<Token>().expect_err("no token").to_string();
             assert!(error.contains("server/token"));
         }

@@ -6,7 +6,8 @@ use super::image::DEMO;
 
 /// The demo: three web servers behind a NodePort and a load-balancer address.
 pub fn demo() -> Vec<Value> {
-    let seconds = |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5});
+    let seconds =
+        |key: &str| json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5});
     let service = |name: &str, kind: &str, port: Value| {
         json!({
             "apiVersion": "v1", "kind": "Service",
@@ -40,7 +41,11 @@ pub fn demo() -> Vec<Value> {
                 },
             },
         }),
-        service("demo", "NodePort", json!({"name": "http", "port": 80, "targetPort": "http", "nodePort": 30080})),
+        service(
+            "demo",
+            "NodePort",
+            json!({"name": "http", "port": 80, "targetPort": "http", "nodePort": 30080}),
+        ),
         service("demo-lb", "LoadBalancer", json!({"name": "http", "port": 80, "targetPort": "http"})),
     ]
 }

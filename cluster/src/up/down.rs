@@ -150,7 +150,11 @@ fn cgroup_roots(node: &Node) -> Vec<PathBuf> {
     let name = node.cgroup.trim_start_matches('/');
     let base = Path::new("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path());
-    hierarchies.chain([base.to_owned()]).map(|folder| folder.join(name)).filter(|path| path.is_dir()).collect()
+    hierarchies
+        .chain([base.to_owned()])
+        .map(|folder| folder.join(name))
+        .filter(|path| path.is_dir())
+        .collect()
 }
 
 fn folders_below(root: &Path) -> Vec<PathBuf> {
@@ -158,7 +162,11 @@ fn folders_below(root: &Path) -> Vec<PathBuf> {
     let mut next = 0;
     while let Some(folder) = found.get(next).cloned() {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        found.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        found.extend(
+            entries
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
         next += 1;
     }
     found
@@ -191,7 +199,8 @@ fn remove_cgroups(node: &Node) -> Result<()> {
 fn unmount(folders: &[&Path]) -> Result<()> {
     let text = fs::read_to_string("/proc/self/mountinfo").context("read the mounts")?;
     let mounts = text.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    let ours: Vec<PathBuf> = mounts.filter(|mount| folders.iter().any(|folder| mount.starts_with(folder))).collect();
+    let ours: Vec<PathBuf> =
+        mounts.filter(|mount| folders.iter().any(|folder| mount.starts_with(folder))).collect();
     for mount in ours.iter().rev() {
         umount2(mount, MntFlags::MNT_DETACH).with_context(|| format!("unmount {}", mount.display()))?;
     }
@@ -216,6 +225,7 @@ fn remove_folder(folder: &Path) -> Result<()> {
 fn remove_data(layout: &Layout, nodes: &[Node]) -> Result<()> {
     nodes.iter().try_for_each(|node| remove_folder(&node.folder))?;
     remove_folder(&layout.data.join("images"))?;
+    remove_folder(&layout.data.join("volumes"))?;
     for file in ["kubeconfig", "lb.pid", "lb.log", "resolv.conf", "lock"] {
         let _ = fs::remove_file(layout.data.join(file));
     }

@@ -80,7 +80,11 @@ fn layer(busybox: &[u8], applets: &[&str], web: bool) -> Vec<u8> {
     folders.iter().for_each(|(name, mode)| tar.folder(name, *mode));
     tar.file("bin/busybox", 0o755, busybox);
     applets.iter().for_each(|applet| tar.link(&format!("bin/{applet}"), "busybox"));
-    tar.file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n");
+    tar.file(
+        "etc/passwd",
+        0o644,
+        b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    );
     tar.file("etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n");
     tar.finish()
 }
@@ -124,7 +128,8 @@ fn archive(name: &str, layer: &[u8], command: &str, ports: Value) -> Vec<u8> {
 /// # Errors
 /// When busybox is missing or not static.
 pub fn make() -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let busybox = std::fs::read(BUSYBOX).with_context(|| format!("read {BUSYBOX}: install the package busybox-static"))?;
+    let busybox = std::fs::read(BUSYBOX)
+        .with_context(|| format!("read {BUSYBOX}: install the package busybox-static"))?;
     let output = Command::new(BUSYBOX).arg("--list").output().context("list busybox's tools")?;
     let applets = String::from_utf8_lossy(&output.stdout).into_owned();
     let applets: Vec<&str> = applets.lines().filter(|applet| *applet != "busybox").collect();
@@ -150,7 +155,10 @@ mod tests {
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
         assert!(listed.contains("oci-layout") && listed.contains("index.json"));
-        assert_eq!(listed.lines().filter(|line| line.starts_with("blobs/sha256/") && line.len() > 20).count(), 3);
+        assert_eq!(
+            listed.lines().filter(|line| line.starts_with("blobs/sha256/") && line.len() > 20).count(),
+            3
+        );
         let layer = layer(b"program", &["sh"], true);
         std::fs::write(&path, &layer).expect("written");
         let listed = Command::new("tar").arg("-tvf").arg(&path).output().expect("tar runs");

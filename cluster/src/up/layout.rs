@@ -45,7 +45,8 @@ impl Layout {
     /// # Errors
     /// When the folder can't be made or found.
     pub fn new(data: &Path) -> Result<Layout> {
-        fs::create_dir_all(data).with_context(|| format!("make {}: choose another --data-dir", data.display()))?;
+        fs::create_dir_all(data)
+            .with_context(|| format!("make {}: choose another --data-dir", data.display()))?;
         let data = fs::canonicalize(data).with_context(|| format!("find {}", data.display()))?;
         let run = Path::new("/run/keelson").join(&fingerprint(data.as_os_str().as_encoded_bytes())[..8]);
         Ok(Layout { data, run })
@@ -81,10 +82,6 @@ impl Node {
 
     pub fn server_data(&self) -> PathBuf {
         self.folder.join("server")
-    }
-
-    pub fn agent_data(&self) -> PathBuf {
-        self.folder.join("agent")
     }
 
     pub fn cni_folder(&self) -> PathBuf {

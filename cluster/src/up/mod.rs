@@ -29,7 +29,11 @@ pub use demo::{console, demo};
 use layout::{Layout, MOST_NODES};
 
 #[derive(Parser, Debug)]
-#[command(name = "keelson up", version, about = "Starts (or repairs) a local cluster: real nodes, real containers")]
+#[command(
+    name = "keelson up",
+    version,
+    about = "Starts (or repairs) a local cluster: real nodes, real containers"
+)]
 struct UpFlags {
     /// Nodes; each is a server and an agent.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
@@ -65,7 +69,11 @@ struct StatusFlags {
 }
 
 #[derive(Parser, Debug)]
-#[command(name = "keelson balance", version, about = "TCP load balancer over the API servers (started by up)")]
+#[command(
+    name = "keelson balance",
+    version,
+    about = "TCP load balancer over the API servers (started by up)"
+)]
 struct BalanceFlags {
     #[arg(long)]
     listen: SocketAddr,
@@ -122,6 +130,7 @@ pub fn balance_main(args: Vec<String>) -> ExitCode {
 fn lock(layout: &Layout) -> Result<Flock<File>> {
     let path = layout.data.join("lock");
     let file = File::create(&path).with_context(|| format!("write {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| anyhow::anyhow!("another `keelson up` or `down` works on {}: wait for it", layout.data.display()))
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        anyhow::anyhow!("another `keelson up` or `down` works on {}: wait for it", layout.data.display())
+    })
 }

@@ -145,7 +145,11 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(all_with(folder.path()).contains(&pid));
-        assert_eq!(running(&background.pid_file, Path::new("/another/folder")), None, "a stranger's pid is let be");
+        assert_eq!(
+            running(&background.pid_file, Path::new("/another/folder")),
+            None,
+            "a stranger's pid is let be"
+        );
         let children = children_of(pid);
         stop_all(&[pid], Duration::from_secs(30));
         assert_eq!(running(&background.pid_file, folder.path()), None);

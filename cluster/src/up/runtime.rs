@@ -63,12 +63,17 @@ pub async fn start(node: &Node) -> Result<bool> {
     }
     let deadline = tokio::time::Instant::now() + READY;
     while version(&node.socket).await.is_err() {
-        if running(&node.pid_file("containerd"), &config).is_none() && tokio::time::Instant::now() > deadline - READY + CALL / 10
+        if running(&node.pid_file("containerd"), &config).is_none()
+            && tokio::time::Instant::now() > deadline - READY + CALL / 10
         {
             bail!("containerd of {} ended: see {}", node.name, node.log_file("containerd").display());
         }
         if tokio::time::Instant::now() > deadline {
-            bail!("containerd of {} does not answer: see {}", node.name, node.log_file("containerd").display());
+            bail!(
+                "containerd of {} does not answer: see {}",
+                node.name,
+                node.log_file("containerd").display()
+            );
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -81,7 +86,8 @@ async fn client(socket: &Path) -> Result<RuntimeServiceClient<Channel>> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let channel = Endpoint::try_from("http://containerd.local")?.timeout(CALL).connect_with_connector(connect).await?;
+    let channel =
+        Endpoint::try_from("http://containerd.local")?.timeout(CALL).connect_with_connector(connect).await?;
     Ok(RuntimeServiceClient::new(channel))
 }
 
@@ -105,7 +111,12 @@ pub async fn import(node: &Node, archive: &Path) -> Result<()> {
         .await
         .context("run ctr")?;
     if !output.status.success() {
-        bail!("load {} on {}: {}", archive.display(), node.name, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "load {} on {}: {}",
+            archive.display(),
+            node.name,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(())
 }

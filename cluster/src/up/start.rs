@@ -65,14 +65,18 @@ async fn build(layout: &Layout, count: u8, with_demo: bool, progress: &Progress)
     progress.done(format!("network: {count} namespaces on one bridge"));
 
     let archives = write_images(layout)?;
-    let (runtimes, servers) = tokio::join!(start_runtimes(&nodes, &archives, progress), start_servers(layout, &nodes, progress));
+    let (runtimes, servers) =
+        tokio::join!(start_runtimes(&nodes, &archives, progress), start_servers(layout, &nodes, progress));
     runtimes?;
     servers?;
     let admin = admin(layout, &nodes).await?;
     let balanced = start_balancer(layout, &nodes)?;
     let agents = start_agents(layout, &nodes)?;
     if agents + usize::from(balanced) > 0 {
-        progress.done(format!("started {agents} agents{}", if balanced { " and the local load balancer" } else { "" }));
+        progress.done(format!(
+            "started {agents} agents{}",
+            if balanced { " and the local load balancer" } else { "" }
+        ));
     }
     let client = admin;
     let expected: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
@@ -135,7 +139,7 @@ fn program() -> Result<PathBuf> {
     std::env::current_exe().context("find this program's file")
 }
 
-fn server_args(node: &Node, join: Option<(&Node, &Path)>) -> Vec<String> {
+fn server_args(layout: &Layout, node: &Node, join: Option<(&Node, &Path)>) -> Vec<String> {
     let mut args: Vec<String> = vec![
         "server".into(),
         "--data-dir".into(),
@@ -147,8 +151,16 @@ fn server_args(node: &Node, join: Option<(&Node, &Path)>) -> Vec<String> {
     ];
     match join {
         None => args.extend(
-            ["--cluster-init", "--load-balancer-pool", LOAD_BALANCER_POOL, "--node-monitor-grace-period", "20s"]
-                .map(str::to_owned),
+            [
+                "--cluster-init",
+                "--load-balancer-pool",
+                LOAD_BALANCER_POOL,
+                "--node-monitor-grace-period",
+                "20s",
+            ]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(["--local-path".to_owned(), layout.data.join("volumes").display().to_string()]),
         ),
         Some((first, token)) => {
             args.extend(["--server".into(), format!("https://{}", first.server_address())]);
@@ -158,13 +170,13 @@ fn server_args(node: &Node, join: Option<(&Node, &Path)>) -> Vec<String> {
     args
 }
 
-fn start_server(node: &Node, join: Option<(&Node, &Path)>) -> Result<bool> {
+fn start_server(layout: &Layout, node: &Node, join: Option<(&Node, &Path)>) -> Result<bool> {
     if running(&node.pid_file("server"), &node.folder).is_some() {
         return Ok(false);
     }
     Background {
         program: program()?,
-        args: server_args(node, join),
+        args: server_args(layout, node, join),
         namespace: Some(&node.namespace),
         pid_file: node.pid_file("server"),
         log_file: node.log_file("server"),
@@ -180,16 +192,16 @@ async fn start_servers(layout: &Layout, nodes: &[Node], progress: &Progress) -> 
     let mut started = 0;
     // Members that know the cluster start together: none of them is enough for a quorum.
     for node in nodes.iter().filter(|node| settled(node)) {
-        started += usize::from(start_server(node, None)?);
+        started += usize::from(start_server(layout, node, None)?);
     }
     if !settled(first) {
-        started += usize::from(start_server(first, None)?);
+        started += usize::from(start_server(layout, first, None)?);
         until("the first server", layout, || server_ready(first)).await?;
         progress.done("first server ready: store, API, controllers, scheduler");
     }
     let token = first.server_data().join("token");
     for node in nodes.iter().filter(|node| !settled(node)) {
-        started += usize::from(start_server(node, Some((first, &token)))?);
+        started += usize::from(start_server(layout, node, Some((first, &token)))?);
     }
     for node in nodes {
         until(&format!("the server of {}", node.name), layout, || server_ready(node)).await?;
@@ -208,7 +220,8 @@ async fn server_ready(node: &Node) -> Result<bool> {
     let Some(authorities) = Authorities::load(&node.server_data().join("pki"))? else { return Ok(false) };
     let admin = Subject { name: "kubernetes-admin", group: Some("system:masters"), ..Subject::default() };
     let pair = issue(&authorities.cluster, &admin, jiff::Timestamp::now())?;
-    let client = client(&format!("https://{}", node.server_address()), &authorities.cluster.cert, &pair).await?;
+    let client =
+        client(&format!("https://{}", node.server_address()), &authorities.cluster.cert, &pair).await?;
     let request = Request::get("/readyz").body(vec![])?;
     let answer = tokio::time::timeout(Duration::from_secs(3), client.request_text(request)).await;
     Ok(matches!(answer, Ok(Ok(_))))
@@ -217,12 +230,14 @@ async fn server_ready(node: &Node) -> Result<bool> {
 /// The admin's kubeconfig for this machine, made once, and a client that needs the first server only.
 async fn admin(layout: &Layout, nodes: &[Node]) -> Result<Client> {
     let first = nodes.first().context("no nodes")?;
-    let authorities = Authorities::load(&first.server_data().join("pki"))?.context("the first server has no keys")?;
+    let authorities =
+        Authorities::load(&first.server_data().join("pki"))?.context("the first server has no keys")?;
     let path = layout.kubeconfig();
     if !path.exists() {
         let admin = Subject { name: "kubernetes-admin", group: Some("system:masters"), ..Subject::default() };
         let pair = issue(&authorities.cluster, &admin, jiff::Timestamp::now())?;
-        let text = kubeconfig(&format!("https://{API}"), &authorities.cluster.cert, "kubernetes-admin", &pair);
+        let text =
+            kubeconfig(&format!("https://{API}"), &authorities.cluster.cert, "kubernetes-admin", &pair);
         private_file(&path, text.as_bytes())?;
     }
     let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
@@ -235,7 +250,9 @@ fn start_balancer(layout: &Layout, nodes: &[Node]) -> Result<bool> {
         return Ok(false);
     }
     if std::net::TcpListener::bind(API).is_err() {
-        bail!("{API} is taken by another program: stop it (a second local cluster? `keelson down` in its folder)");
+        bail!(
+            "{API} is taken by another program: stop it (a second local cluster? `keelson down` in its folder)"
+        );
     }
     let servers: Vec<String> = nodes.iter().map(|node| node.server_address().to_string()).collect();
     Background {
@@ -290,7 +307,11 @@ fn start_agents(layout: &Layout, nodes: &[Node]) -> Result<usize> {
 }
 
 /// Waits for a condition; an error that lasts, or the end of patience, ends the wait with where to look.
-async fn until<R: Future<Output = Result<bool>>>(what: &str, layout: &Layout, look: impl Fn() -> R) -> Result<()> {
+async fn until<R: Future<Output = Result<bool>>>(
+    what: &str,
+    layout: &Layout,
+    look: impl Fn() -> R,
+) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let last = match look().await {
@@ -308,7 +329,9 @@ async fn until<R: Future<Output = Result<bool>>>(what: &str, layout: &Layout, lo
 
 async fn get(client: &Client, path: &str) -> Result<Value> {
     let request = Request::get(path).body(vec![])?;
-    Ok(tokio::time::timeout(Duration::from_secs(10), client.request(request)).await.context("no answer in 10 s")??)
+    Ok(tokio::time::timeout(Duration::from_secs(10), client.request(request))
+        .await
+        .context("no answer in 10 s")??)
 }
 
 fn is_true(object: &Value, condition: &str) -> bool {
@@ -348,7 +371,11 @@ async fn report(
     with_demo: bool,
     progress: &Progress,
 ) {
-    println!("\nUp after {:.1} s. Use it:\n  export KUBECONFIG={}", progress.seconds(), layout.kubeconfig().display());
+    println!(
+        "\nUp after {:.1} s. Use it:\n  export KUBECONFIG={}",
+        progress.seconds(),
+        layout.kubeconfig().display()
+    );
     println!("  kubectl get nodes,pods -A -o wide");
     if with_demo {
         let node = nodes.first().map(|node| node.ip.to_string()).unwrap_or_default();
@@ -362,5 +389,9 @@ async fn report(
         Ok(link) => println!("Console (8 hours): {link}"),
         Err(error) => println!("Console: no link, because {error:#}"),
     }
-    println!("Logs: {}/n*/*.log. Stop and remove: keelson down --data-dir {}", layout.data.display(), layout.data.display());
+    println!(
+        "Logs: {}/n*/*.log. Stop and remove: keelson down --data-dir {}",
+        layout.data.display(),
+        layout.data.display()
+    );
 }
