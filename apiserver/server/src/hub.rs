@@ -14,10 +14,10 @@ use keelson_api::{RESOURCES, Status};
 use keelson_store_proto::client::{Etcd, WatchStream};
 use keelson_store_proto::etcdserverpb::watch_request::RequestUnion;
 use keelson_store_proto::etcdserverpb::{
-    RangeRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+    PutRequest, RangeRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
 };
 use keelson_store_proto::mvccpb::event::EventType;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,10 @@ pub const ROOT: &str = "/registry/";
 pub const CLAIMS: &str = "/registry/keelson/";
 /// Keys fetched at once while listing.
 const PAGE: i64 = 500;
+/// Written when somebody waits for a revision that none of our keys has.
+const MARK: &str = "/registry/keelson-mark";
+/// How long an event is expected to be under way.
+const UNDER_WAY: Duration = Duration::from_millis(100);
 /// How long a silent stream is trusted before it is asked for progress.
 const ASK_PROGRESS: Duration = Duration::from_secs(5);
 /// A stream that answers nothing for so long is opened anew.
@@ -41,7 +45,7 @@ pub struct Hub {
     /// Keys of `CLAIMS` that are taken.
     claims: RwLock<BTreeSet<String>>,
     revision: watch::Sender<i64>,
-    ask: Notify,
+    marking: Mutex<()>,
 }
 
 /// The key after a prefix: the end of its range.
@@ -67,7 +71,7 @@ impl Hub {
         let dirs = RESOURCES.iter().filter_map(|r| r.storage.clone());
         let caches = dirs.map(|dir| (dir.clone(), Arc::new(Cache::new(&dir)))).collect();
         let claims = RwLock::new(BTreeSet::new());
-        Arc::new(Hub { etcd, caches, claims, revision: watch::Sender::new(0), ask: Notify::new() })
+        Arc::new(Hub { etcd, caches, claims, revision: watch::Sender::new(0), marking: Mutex::new(()) })
     }
 
     /// The cache of a directory (`Resource::storage`).
@@ -113,20 +117,32 @@ impl Hub {
     /// 504 with a hint to retry when that does not happen by the deadline.
     pub async fn wait(&self, revision: i64, deadline: Instant) -> Result<(), Status> {
         let mut seen = self.revision.subscribe();
-        // Usually the event is under way; a revision without one of ours needs asking.
+        let mut marked = false;
         loop {
             if *seen.borrow_and_update() >= revision {
                 return Ok(());
             }
-            let pause = Duration::from_millis(20);
-            match tokio::time::timeout(pause, seen.changed()).await {
+            // Usually the event is under way; a revision that touched none of our keys needs one that does.
+            let patience = if marked { deadline } else { deadline.min(Instant::now() + UNDER_WAY) };
+            match tokio::time::timeout_at(patience, seen.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Status::unavailable("the API server is stopping")),
-                Err(_) => self.ask.notify_one(),
+                Err(_) if Instant::now() >= deadline => return Err(too_large(revision, self.revision())),
+                Err(_) => {
+                    marked = true;
+                    self.mark(deadline).await;
+                }
             }
-            if Instant::now() >= deadline {
-                return Err(too_large(revision, self.revision()));
-            }
+        }
+    }
+
+    /// Writes a key of ours: when its event arrives, everything before it has. (etcd's progress notifications say the
+    /// same, but before 3.5.8 they could overtake events.) One writer at a time is enough for all who wait.
+    async fn mark(&self, deadline: Instant) {
+        let Ok(_one) = self.marking.try_lock() else { return };
+        let put = PutRequest { key: Bytes::from_static(MARK.as_bytes()), ..PutRequest::default() };
+        if let Ok(Err(error)) = tokio::time::timeout_at(deadline, self.etcd.put(put)).await {
+            tracing::debug!(error = error.message(), "the mark could not be written");
         }
     }
 
@@ -254,11 +270,6 @@ impl Hub {
                 biased;
                 () = stop.cancelled() => return Ended::Stop,
                 answer = answers.recv() => answer,
-                () = self.ask.notified() => {
-                    // A full queue of requests means that asking is under way.
-                    let _ = requests.try_send(progress());
-                    continue;
-                }
                 () = tokio::time::sleep_until(ask_at) => {
                     if heard.elapsed() > GIVE_UP {
                         return Ended::Lost("no answer on the watch stream".to_owned());
@@ -292,7 +303,6 @@ impl Hub {
             key: Bytes::from_static(ROOT.as_bytes()),
             range_end: range_end(ROOT),
             start_revision: from,
-            progress_notify: true,
             ..WatchCreateRequest::default()
         };
         let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
@@ -301,7 +311,8 @@ impl Hub {
         Ok((requests, answers))
     }
 
-    /// Applies one answer: all its events, then its revision. (Fragments are not asked for: a revision comes whole.)
+    /// Applies one answer: all its events, then their revision. (Fragments are not asked for: a revision comes whole.)
+    /// An answer without events only shows that the stream lives.
     fn take(&self, answer: &WatchResponse, at: &mut i64) {
         let mut newest = 0;
         for event in &answer.events {
@@ -321,10 +332,6 @@ impl Hub {
         }
         if answer.created {
             return;
-        }
-        if answer.events.is_empty() {
-            // Progress: everything up to the header's revision has been sent.
-            newest = answer.header.as_ref().map_or(0, |h| h.revision);
         }
         if newest > *at {
             *at = newest;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use bytes::Bytes;
+
 use keelson_store_core as core;
 use keelson_store_proto::client::{Etcd, WatchStream};
 use keelson_store_proto::etcdserverpb::compare::TargetUnion;
