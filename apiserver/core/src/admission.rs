@@ -52,6 +52,7 @@ pub fn mutate_update(
 ) -> Result<Vec<String>, Status> {
     if is(target, "", "pods") && target.subresource.is_none() {
         pods::keep_assigned(current, new);
+        pods::tolerations(new);
     }
     node_restriction::update(target, current, new, ctx)?;
     Ok(vec![])

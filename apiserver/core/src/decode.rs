@@ -560,3 +560,52 @@ fn zero(table: &Table, shape: &Shape) -> Value {
         _ => Value::Null,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keelson_api::resource::find_preferred;
+
+    fn decode_for(plural: &str, sub: Option<&str>, body: &str) -> Result<(Value, Vec<String>), Status> {
+        let target =
+            Target { subresource: sub, ..Target::object(find_preferred("", plural).unwrap(), "ns", "x") };
+        decode(&target, "application/json", body.as_bytes(), FieldValidation::Warn)
+    }
+
+    #[test]
+    fn subresources_take_bodies_of_their_own_kind() {
+        for (plural, sub, body, kind) in [
+            ("pods", "eviction", r#"{"metadata":{"name":"x"}}"#, "Eviction"),
+            ("pods", "binding", r#"{"target":{"name":"n"}}"#, "Binding"),
+            ("serviceaccounts", "token", r#"{"spec":{"audiences":["a"]}}"#, "TokenRequest"),
+        ] {
+            assert_eq!(decode_for(plural, Some(sub), body).unwrap().0["kind"], kind);
+        }
+    }
+
+    #[test]
+    fn unknown_and_duplicate_fields_are_named_in_order() {
+        let body = r#"{"spec":{"b":1,"containers":[{"name":"c","name":"d","zz":2}],"a":1}}"#;
+        let (value, warnings) = decode_for("pods", None, body).unwrap();
+        let want = [
+            "unknown field \"spec.b\"",
+            "duplicate field \"spec.containers[0].name\"",
+            "unknown field \"spec.containers[0].zz\"",
+            "unknown field \"spec.a\"",
+        ];
+        assert_eq!(warnings, want);
+        assert_eq!(value["spec"]["containers"][0], json!({"name": "d", "resources": {}}));
+    }
+
+    #[test]
+    fn wrong_types_read_like_upstream() {
+        let error = decode_for("pods", None, r#"{"spec":{"containers":7}}"#).unwrap_err();
+        let want = "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal number into Go struct field \
+                    PodSpec.spec.containers of type []v1.Container";
+        assert_eq!(error.message, want);
+        assert!(
+            decode_for("pods", None, "{\"a\":").unwrap_err().message.contains("unexpected end of JSON input")
+        );
+        assert!(decode_for("pods", None, &"[".repeat(100_000)).is_err());
+    }
+}

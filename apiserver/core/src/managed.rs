@@ -16,6 +16,7 @@ use std::cmp::Ordering;
 
 /// Managers of updates beyond this many are folded into one.
 const MAX_UPDATE_MANAGERS: usize = 10;
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const ANCIENT: &str = "ancient-changes";
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 
@@ -261,12 +262,13 @@ pub(crate) fn apply(
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     meta::check_name(target, &config)?;
+    let stated = config.clone();
     meta::place(target, &mut config)?;
     let shape = shape(target)?;
     merge::check(builtin(), &shape, &config).map_err(|e| {
         let what = format!(
             "{}/{}; {}, Kind={}",
-            target.namespace,
+            text(&stated, "metadata.namespace"),
             name(&config),
             target.resource.api_version(),
             target.resource.kind
@@ -286,7 +288,21 @@ pub(crate) fn apply(
         return Err(Status::conflict(target.resource, target.name, &cause));
     }
     let (next, entries) = applied(target, current, &config, &shape, options, ctx)?;
+    let mut next = next;
+    remember(&mut next, &stated, &options.field_manager);
     finish(target, current, next, entries, options, ctx)
+}
+
+/// kubectl's note of what it applied last stays true when it changes to applying on the server's side.
+fn remember(object: &mut Value, stated: &Value, manager: &str) {
+    let noted = at(object, "metadata.annotations").get(LAST_APPLIED).is_some();
+    if noted && manager == "kubectl" {
+        let mut stated = stated.clone();
+        if let Some(annotations) = stated["metadata"].get_mut("annotations") {
+            take(annotations, LAST_APPLIED);
+        }
+        object["metadata"]["annotations"][LAST_APPLIED] = format!("{stated}\n").into();
+    }
 }
 
 fn check_kind(target: &Target, config: &Value) -> Result<(), Status> {
@@ -385,8 +401,7 @@ fn last_applied(
     before: &Value,
     manager: &str,
 ) -> FieldSet {
-    let annotation =
-        at(before, "metadata.annotations").get("kubectl.kubernetes.io/last-applied-configuration");
+    let annotation = at(before, "metadata.annotations").get(LAST_APPLIED);
     let parsed = annotation.and_then(Value::as_str).and_then(|t| serde_json::from_str(t).ok());
     match parsed.filter(|_| manager == "kubectl") {
         Some(object) => merge::fields(table, shape, &object),
@@ -404,7 +419,7 @@ fn prune(
     others: &[Entry],
 ) -> Value {
     let kept = others.iter().fold(own.clone(), |all, e| all.union(&e.set)).with_named_parents();
-    let gone = last.with_named_parents().difference(&kept);
+    let gone = last.difference(&kept);
     merge::without(table, shape, &merged, &gone)
 }
 

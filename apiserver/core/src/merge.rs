@@ -5,6 +5,7 @@
 //! [`without`] takes named fields out.
 
 use crate::fieldset::{Element, FieldSet};
+use crate::value::is_empty;
 use keelson_api::schema::{Field, ListType, Shape, Table};
 use serde_json::{Map, Value};
 
@@ -78,7 +79,11 @@ impl<'a> Place<'a> {
                 for key in *keys {
                     let field = self.table.field(shape, key);
                     let value = match &item[key] {
-                        Value::Null => field.and_then(|f| f.default.clone()),
+                        // A key that is left out has its default; that of a required text is the empty one.
+                        Value::Null => field.and_then(|f| match &f.default {
+                            None if f.required && f.shape == Shape::String => Some("".into()),
+                            default => default.clone(),
+                        }),
                         v => Some(v.clone()),
                     };
                     if let Some(value) = value {
@@ -256,8 +261,11 @@ fn cut(place: Place, value: &Value, gone: &FieldSet) -> Value {
                 if member {
                     continue;
                 }
-                let child = below.map_or_else(|| child.clone(), |b| cut(place.member(name), child, b));
-                out.insert(name.clone(), child);
+                let left = below.map_or_else(|| child.clone(), |b| cut(place.member(name), child, b));
+                // What is empty now and was not before goes as well.
+                if !is_empty(&left) || is_empty(child) {
+                    out.insert(name.clone(), left);
+                }
             }
             Value::Object(out)
         }
@@ -321,18 +329,6 @@ fn fit(place: Place, value: &Value, path: &mut String) -> Result<(), String> {
             let mut seen: Vec<Element> = vec![];
             for (i, item) in list.iter().enumerate() {
                 let length = path.len();
-                if let Form::Items(shape, keys) = &form {
-                    let lacks = |k: &&String| {
-                        item[*k].is_null()
-                            && place.table.field(shape, k).is_none_or(|f| f.default.is_none() && f.required)
-                    };
-                    let missing: Vec<&String> = keys.iter().filter(lacks).collect();
-                    if let Some(first) = missing.first() {
-                        return Err(format!(
-                            "{path}: element {i}: associative list with keys has an element that omits key field {first:?} (and doesn't have default value)"
-                        ));
-                    }
-                }
                 if !matches!(form, Form::Leaf) {
                     let element = place.element(&form, item);
                     if seen.contains(&element) {
@@ -372,6 +368,17 @@ mod tests {
         let want = json!({"f:spec": {"f:template": {"f:spec": {"f:containers": {"k:{\"name\":\"c\"}": {".": {}, "f:image": {}, "f:name": {},
             "f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:containerPort": {}}}}}}}}});
         assert_eq!(fields(builtin(), &shape, &object).to_value(), want);
+    }
+
+    #[test]
+    fn taking_out_the_last_label_leaves_the_name() {
+        let shape = shape_of("", "v1", "ConfigMap").unwrap();
+        let object = json!({"metadata": {"name": "x", "labels": {"a": "b"}}, "data": {"k": "v"}});
+        let gone = fields(builtin(), &shape, &json!({"metadata": {"labels": {"a": "b"}}}));
+        assert_eq!(
+            without(builtin(), &shape, &object, &gone),
+            json!({"metadata": {"name": "x"}, "data": {"k": "v"}})
+        );
     }
 
     #[test]

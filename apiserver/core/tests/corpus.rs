@@ -15,7 +15,7 @@ use keelson_apiserver_core::{
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// What is compared, and how many of the cases that could be replayed must agree.
 const FILES: [(&str, f64); 9] = [
@@ -406,6 +406,10 @@ fn pattern(want: &str, got: &str) -> bool {
     rest.is_empty() || pieces.last().is_some_and(String::is_empty)
 }
 
+static PRIORITY_CLASSES: LazyLock<Vec<(&'static Resource, Value)>> = LazyLock::new(|| {
+    core::bootstrap::objects().into_iter().filter(|(r, _)| r.plural == "priorityclasses").collect()
+});
+
 fn with_fresh_namespace() -> Store {
     let mut store = Store::default();
     let meta = |n: &str| json!({"name": n, "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"});
@@ -416,10 +420,8 @@ fn with_fresh_namespace() -> Store {
     let mut account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta("default")});
     account["metadata"]["namespace"] = "nsx".into();
     store.put(resource::find_preferred("", "serviceaccounts").unwrap(), account);
-    for (r, object) in core::bootstrap::objects() {
-        if r.plural == "priorityclasses" {
-            store.put(r, object);
-        }
+    for (r, object) in PRIORITY_CLASSES.iter() {
+        store.put(r, object.clone());
     }
     store
 }
