@@ -3,7 +3,6 @@
 //! Silence is measured on our own clock from the last change we saw (kept as the plan's note), never
 //! by comparing the node's clock with ours. After a change of leader the wait starts anew.
 
-use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -59,14 +58,8 @@ impl Reconciler for NodeLifecycle {
             return keys;
         }
         if let Some(lease) = change.latest::<Lease>() {
-            // A renewal only pushes the deadline; the requeue of the last look finds it.
-            let unknown = |n: &&Arc<Node>| ready(n) == "Unknown";
-            return view
-                .get::<Node>(&Key::cluster(lease.name()))
-                .filter(unknown)
-                .map(|n| Key::of(n.as_ref()))
-                .into_iter()
-                .collect();
+            // Each renewal is looked at, so that the note tells when we last heard of the node.
+            return vec![Key::cluster(lease.name())];
         }
         match change.of::<Pod>() {
             Some((_, Some(pod))) if pods::is_ready(pod) => {

@@ -31,6 +31,11 @@ impl Refusal {
         match error {
             kube::Error::Api(status) => {
                 let text = format!("{what}: {}", status.message);
+                let causes = status.details.as_ref().map(|d| d.causes.as_slice()).unwrap_or_default();
+                // What lives in a namespace that is going away needs no replacement, and no complaint.
+                if causes.iter().any(|c| c.reason == "NamespaceTerminating") {
+                    return Refusal::Stale(text);
+                }
                 match status.code {
                     404 | 409 | 410 => Refusal::Stale(text),
                     429 | 500 | 502..=504 => Refusal::Lost(text),
