@@ -1,6 +1,6 @@
 //! Validation of where a pod may run: tolerations, affinity, spread.
 
-use crate::validate::{label_selector, one_of};
+use crate::validate::{label_selector, one_of, one_of_if_set};
 use crate::value::{int, items, text};
 use keelson_api::{ErrorList, FieldError, Path, names};
 use serde_json::Value;
@@ -168,6 +168,20 @@ pub(super) fn topology_spread(spec: &Value, path: &Path, errors: &mut ErrorList)
         }
         let action = text(c, "whenUnsatisfiable");
         one_of(action, &["DoNotSchedule", "ScheduleAnyway"], &at_i.child("whenUnsatisfiable"), errors);
+        if let Some(n) = c["minDomains"].as_i64() {
+            let at_min = at_i.child("minDomains");
+            if n <= 0 {
+                errors.push(FieldError::invalid(&at_min, n, "must be greater than zero"));
+            }
+            if action != "DoNotSchedule" {
+                let detail =
+                    format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {action}");
+                errors.push(FieldError::invalid(&at_min, n, &detail));
+            }
+        }
+        for field in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+            one_of_if_set(&c[field], &["Honor", "Ignore"], &at_i.child(field), errors);
+        }
         if !seen.insert((key, action)) {
             let pair = format!("{{{key}, {action}}}");
             errors.push(FieldError::duplicate(&at_i.child("{topologyKey, whenUnsatisfiable}"), pair));

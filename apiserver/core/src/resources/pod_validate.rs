@@ -154,7 +154,12 @@ fn container(
     container_common(spec, c, path, volumes, errors);
     let restartable = text(c, "restartPolicy") == "Always";
     if init {
-        one_of_if_set(&c["restartPolicy"], &["Always"], &path.child("restartPolicy"), errors);
+        one_of_if_set(
+            &c["restartPolicy"],
+            &["Always", "Never", "OnFailure"],
+            &path.child("restartPolicy"),
+            errors,
+        );
     }
     for probe_name in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let value = &c[probe_name];
@@ -162,7 +167,7 @@ fn container(
             continue;
         }
         if init && !restartable {
-            let detail = "must not be set for init containers without restartPolicy=Always";
+            let detail = "may not be set for init containers without restartPolicy=Always";
             errors.push(FieldError::forbidden(&path.child(probe_name), detail));
             continue;
         }
@@ -300,6 +305,11 @@ fn env_source(e: &Value, path: &Path, errors: &mut ErrorList) {
         .collect();
     for kind in &kinds {
         let (source, path) = (&from[*kind], path.child(kind));
+        if *kind == "secretKeyRef" {
+            for problem in names::dns1123_subdomain(text(source, "name")) {
+                errors.push(FieldError::invalid(&path.child("name"), text(source, "name"), &problem));
+            }
+        }
         match *kind {
             "fieldRef" => field_ref(source, &path, &ENV_FIELDS, errors),
             "configMapKeyRef" | "secretKeyRef" if crate::validate::required(source, "key", &path, errors) => {
@@ -471,7 +481,62 @@ fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+/// Security profiles that a pod and its containers name alike.
+fn profiles(s: &Value, path: &Path, errors: &mut ErrorList) {
+    for (field, shown) in [("seccompProfile", "seccomp"), ("appArmorProfile", "AppArmor")] {
+        let profile = &s[field];
+        if profile.is_null() {
+            continue;
+        }
+        let path = path.child(field);
+        match text(profile, "type") {
+            "" => {
+                errors.push(FieldError::required(&path.child("type"), "type is required when profile is set"))
+            }
+            "Localhost" => {
+                if text(profile, "localhostProfile").is_empty() {
+                    let detail = format!("must be set when {shown} type is Localhost");
+                    errors.push(FieldError::required(&path.child("localhostProfile"), &detail));
+                }
+            }
+            kind => {
+                one_of(kind, &["Localhost", "RuntimeDefault", "Unconfined"], &path.child("type"), errors);
+                if !profile["localhostProfile"].is_null() {
+                    let detail = format!("can only be set when {shown} type is Localhost");
+                    errors.push(FieldError::invalid(
+                        &path.child("localhostProfile"),
+                        profile.clone(),
+                        &detail,
+                    ));
+                }
+            }
+        }
+    }
+}
+
+fn sysctls(s: &Value, path: &Path, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    for (i, sysctl) in items(s, "sysctls").iter().enumerate() {
+        let at_name = path.child("sysctls").index(i).child("name");
+        let name = text(sysctl, "name");
+        let part = |p: &str| {
+            !p.is_empty()
+                && p.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_".contains(&c))
+        };
+        if name.is_empty() {
+            errors.push(FieldError::required(&at_name, ""));
+        } else if name.len() > 253 || !name.split(['.', '/']).all(part) {
+            let detail = "must have at most 253 characters and match regex \
+                          ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+            errors.push(FieldError::invalid(&at_name, name, detail));
+        } else if !seen.insert(name) {
+            errors.push(FieldError::duplicate(&at_name, name));
+        }
+    }
+}
+
 fn security_context(s: &Value, path: &Path, errors: &mut ErrorList) {
+    profiles(s, path, errors);
     for field in ["runAsUser", "runAsGroup"] {
         if let Some(n) = s[field].as_i64().filter(|n| !(0..=2147483647).contains(n)) {
             errors.push(FieldError::invalid(
@@ -492,6 +557,14 @@ fn pod_security(spec: &Value, path: &Path, errors: &mut ErrorList) {
         errors.push(FieldError::forbidden(&path.child("hostNetwork"), "when `hostUsers` is false"));
     }
     let (s, path) = (&spec["securityContext"], path.child("securityContext"));
+    profiles(s, &path, errors);
+    sysctls(s, &path, errors);
+    one_of_if_set(
+        &s["supplementalGroupsPolicy"],
+        &["Merge", "Strict"],
+        &path.child("supplementalGroupsPolicy"),
+        errors,
+    );
     if spec["hostPID"] == true && spec["shareProcessNamespace"] == true {
         let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
         errors.push(FieldError::invalid(&path.child("shareProcessNamespace"), true, detail));
