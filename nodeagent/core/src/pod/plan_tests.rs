@@ -1,1 +1,3 @@
+//! Scripts of the pod worker: what is done next in each situation.
+
 
