@@ -28,6 +28,14 @@ fn patch_of(status: &PodStatus) -> Result<Value, String> {
     for key in ["podIP", "podIPs", "reason", "message"] {
         map.entry(key).or_insert(Value::Null);
     }
+    // Merged by type: what is left out would stay as it was.
+    for condition in map.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        if let Some(condition) = condition.as_object_mut() {
+            for key in ["reason", "message"] {
+                condition.entry(key).or_insert(Value::Null);
+            }
+        }
+    }
     for key in ["podIPs", "hostIPs"] {
         if let Some(Value::Array(list)) = map.get_mut(key) {
             list.push(json!({"$patch": "replace"}));
@@ -49,5 +57,23 @@ pub async fn confirm_deletion(client: &kube::Client, pod: &Pod) -> Result<(), St
         Ok(_) => Ok(()),
         Err(kube::Error::Api(e)) if e.code == 404 || e.code == 409 => Ok(()),
         Err(e) => Err(format!("cannot confirm the deletion of pod {}: {e}", naming::name(pod))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_condition_no_longer_says_is_taken_back() {
+        let status: PodStatus = serde_json::from_value(
+            json!({"conditions": [{"type": "Ready", "status": "True"}], "podIPs": [{"ip": "10.0.0.1"}]}),
+        )
+        .unwrap();
+        let patch = patch_of(&status).unwrap();
+        assert_eq!(patch["conditions"][0]["message"], Value::Null);
+        assert!(patch["conditions"][0].as_object().unwrap().contains_key("reason"));
+        assert_eq!(patch["podIPs"][1]["$patch"], "replace");
+        assert!(patch.as_object().unwrap().contains_key("message"));
     }
 }

@@ -155,7 +155,12 @@ impl Caller {
         while let Some(message) = socket.next().await {
             match message {
                 Ok(Message::Binary(bytes)) => out[usize::from(bytes[0]) - 1].extend_from_slice(&bytes[1..]),
-                Ok(Message::Close(_)) | Err(_) => break,
+                Ok(Message::Close(frame)) => {
+                    // Callers take any other end for a broken stream.
+                    assert_eq!(frame.map(|f| u16::from(f.code)), Some(1000));
+                    break;
+                }
+                Err(e) => panic!("{e}"),
                 Ok(_) => {}
             }
         }

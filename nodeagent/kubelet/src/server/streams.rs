@@ -24,7 +24,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 use tracing::debug;
 
 use super::spdy::{Encoder, Received, decode};
@@ -290,6 +291,11 @@ async fn spdy_upgrade(url: &str, version: &str) -> Result<Wire, Answer> {
     hyper::upgrade::on(response).await.map(TokioIo::new).map_err(unreachable)
 }
 
+/// A close with a code: callers take one without for a broken stream.
+fn good_end() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: "".into() }))
+}
+
 /// WebSocket messages that carry a SPDY connection's bytes.
 async fn tunnel(caller: WebSocketStream<Wire>, runtime: Wire) -> io::Result<()> {
     let (mut to_caller, mut from_caller) = caller.split();
@@ -314,7 +320,7 @@ async fn tunnel(caller: WebSocketStream<Wire>, runtime: Wire) -> io::Result<()> 
             let message = Message::Binary(Bytes::copy_from_slice(&block[..read]));
             to_caller.send(message).await.map_err(io::Error::other)?;
         }
-        to_caller.send(Message::Close(None)).await.map_err(io::Error::other)
+        to_caller.send(good_end()).await.map_err(io::Error::other)
     };
     tokio::select! {
         ended = up => ended,
@@ -432,6 +438,6 @@ async fn downstream(
             }
         }
     }
-    caller.send(Message::Close(None)).await.map_err(io::Error::other)?;
+    caller.send(good_end()).await.map_err(io::Error::other)?;
     caller.close().await.map_err(io::Error::other)
 }
