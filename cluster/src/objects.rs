@@ -58,7 +58,11 @@ pub async fn create_missing(client: &Client, objects: &[Value]) -> Result<usize>
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             Err(error) => {
                 let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-                return Err(error).with_context(|| format!("create {path}/{name}"));
+                let path = format!("{path}/{name}");
+                // A Service that is there already is refused for its address before it is found to exist.
+                if send(client, Method::GET, &path, &Value::Null).await.is_err() {
+                    return Err(error).with_context(|| format!("create {path}"));
+                }
             }
         }
     }

@@ -12,7 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 /// What is said without KEELSON_LOG.
 const DEFAULT: &str =
-    "info,openraft=off,kube_client=warn,kube_runtime=error,hyper=warn,h2=warn,rustls=warn,tower=warn";
+    "info,openraft=off,kube_client=off,kube_runtime=error,hyper=warn,h2=warn,rustls=warn,tower=warn";
 
 /// Installs the log for the whole process.
 pub fn start() {
