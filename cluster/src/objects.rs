@@ -33,7 +33,8 @@ fn collection(object: &Value) -> Result<String> {
 
 async fn send(client: &Client, method: Method, path: &str, body: &Value) -> Result<Value, kube::Error> {
     let request = Request::builder().method(method).uri(path).header("Content-Type", "application/json");
-    let request = request.body(body.to_string().into_bytes()).map_err(kube::Error::HttpError)?;
+    let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+    let request = request.body(body).map_err(kube::Error::HttpError)?;
     client.request(request).await
 }
 
