@@ -31,6 +31,8 @@ pub struct Agent {
     origins: BTreeMap<String, Origin>,
     incomplete: BTreeSet<Origin>,
     fingerprints: BTreeMap<String, u64>,
+    /// Static pods' mirrors in the API, by the mirror's own uid.
+    mirrors: BTreeMap<String, Arc<Pod>>,
     done: mpsc::UnboundedSender<String>,
     stop: CancellationToken,
 }
@@ -50,6 +52,7 @@ pub async fn run(
         origins: BTreeMap::new(),
         incomplete: sources.iter().map(|s| s.origin()).collect(),
         fingerprints: BTreeMap::new(),
+        mirrors: BTreeMap::new(),
         done,
         stop: stop.clone(),
     };
@@ -79,6 +82,10 @@ impl Agent {
             Change::Delete(pod) => {
                 // Its last state tells whether the deletion was forced.
                 let uid = naming::uid(&pod).to_string();
+                if self.mirrors.remove(&uid).is_some() {
+                    self.mirror_lost(&pod);
+                    return;
+                }
                 self.update(&uid, |desired| {
                     desired.pod = Arc::new(*pod);
                     desired.removed = true;
@@ -90,6 +97,9 @@ impl Agent {
                     self.apply(pod, origin);
                 }
                 let of_origin = |(uid, o): (&String, &Origin)| (*o == origin).then(|| uid.clone());
+                if origin == Origin::Api {
+                    self.mirrors.retain(|uid, _| listed.contains(uid));
+                }
                 let gone: Vec<String> =
                     self.origins.iter().filter_map(of_origin).filter(|uid| !listed.contains(uid)).collect();
                 for uid in gone {
@@ -102,10 +112,14 @@ impl Agent {
 
     fn apply(&mut self, pod: Pod, origin: Origin) {
         let uid = naming::uid(&pod).to_string();
-        if uid.is_empty() || naming::is_mirror(&pod) {
+        if uid.is_empty() {
             return;
         }
         let pod = Arc::new(pod);
+        if naming::is_mirror(&pod) {
+            self.mirrors.insert(uid, pod);
+            return;
+        }
         if let Some(handle) = self.workers.get(&uid) {
             handle.desired.send_modify(|desired| desired.pod = pod);
             self.origins.insert(uid, origin);
@@ -119,7 +133,34 @@ impl Agent {
             self.node.events.pod(&pod, None, true, "FailedAdmission", refusal.message.clone());
         }
         info!(pod = naming::name(&pod), namespace = naming::namespace(&pod), uid, "pod added");
-        self.spawn(&uid, origin, Desired { pod, removed: false, refusal, eviction: None });
+        self.spawn(&uid, origin, Desired { pod, removed: false, refusal, eviction: None, mirrors_lost: 0 });
+    }
+
+    /// The mirror of a static pod is gone from the API: its worker makes a new one.
+    fn mirror_lost(&self, mirror: &Pod) {
+        if let Some(uid) = naming::annotation(mirror, naming::ANNOTATION_CONFIG_MIRROR) {
+            self.update(uid, |desired| desired.mirrors_lost += 1);
+        }
+    }
+
+    /// Takes mirrors away that are to be deleted or whose static pod is gone.
+    fn sweep_mirrors(&mut self) {
+        let Some(client) = self.node.config.client.clone().filter(|_| self.incomplete.is_empty()) else {
+            return;
+        };
+        for mirror in self.mirrors.values() {
+            let of = naming::annotation(mirror, naming::ANNOTATION_CONFIG_MIRROR);
+            let alive = of.is_some_and(|uid| self.workers.contains_key(uid));
+            if alive && mirror.metadata.deletion_timestamp.is_none() {
+                continue;
+            }
+            let (client, mirror) = (client.clone(), mirror.clone());
+            tokio::spawn(async move {
+                if let Err(message) = crate::publish::confirm_deletion(&client, &mirror).await {
+                    warn!(message, "a mirror pod stays");
+                }
+            });
+        }
     }
 
     fn spawn(&mut self, uid: &str, origin: Origin, desired: Desired) {
@@ -171,6 +212,7 @@ impl Agent {
 
     /// Lists the runtime, wakes the workers of pods that changed, finds orphans.
     async fn relist(&mut self) {
+        self.sweep_mirrors();
         let listed = match self.list().await {
             Ok(listed) => listed,
             Err(e) => {
@@ -186,8 +228,13 @@ impl Agent {
             }
             if self.incomplete.is_empty() && !self.workers.contains_key(uid) {
                 info!(pod = naming::name(pod), uid, "no source has this pod any more, ending it");
-                let desired =
-                    Desired { pod: Arc::new(pod.clone()), removed: true, refusal: None, eviction: None };
+                let desired = Desired {
+                    pod: Arc::new(pod.clone()),
+                    removed: true,
+                    refusal: None,
+                    eviction: None,
+                    mirrors_lost: 0,
+                };
                 self.spawn(uid, Origin::Api, desired);
             }
         }

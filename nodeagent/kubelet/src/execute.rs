@@ -286,6 +286,12 @@ async fn erase(at: &Situation) -> Result<(), String> {
 }
 
 async fn confirm(at: &Situation) -> Result<(), String> {
+    if naming::is_static(&at.pod) {
+        return match &at.node.config.client {
+            Some(client) => publish::remove_mirror(client, &at.pod).await,
+            None => Ok(()),
+        };
+    }
     if !at.in_api {
         return Ok(());
     }

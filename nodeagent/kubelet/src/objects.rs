@@ -21,11 +21,15 @@ const FRESH: Duration = Duration::from_secs(5);
 const KEPT: usize = 512;
 
 type Data = BTreeMap<String, Vec<u8>>;
+/// By namespace and object: when read, and what.
+type Cached = BTreeMap<(String, Reference), (Instant, Option<Data>)>;
+/// By pod and request: when got, after which time to renew, the token.
+type Issued = BTreeMap<(String, TokenRequest), (Instant, Duration, String)>;
 
 /// A small cache of fetched objects.
 pub struct Objects {
     client: Option<kube::Client>,
-    cache: Mutex<BTreeMap<(String, Reference), (Instant, Option<Data>)>>,
+    cache: Mutex<Cached>,
 }
 
 impl Objects {
@@ -83,7 +87,7 @@ impl Objects {
 /// Bound tokens by pod and request.
 #[derive(Default)]
 pub struct Tokens {
-    cache: Mutex<BTreeMap<(String, TokenRequest), (Instant, Duration, String)>>,
+    cache: Mutex<Issued>,
 }
 
 impl Tokens {

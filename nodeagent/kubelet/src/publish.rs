@@ -3,8 +3,9 @@
 //! Every write names the pod's uid, so a successor of the same name is never touched. A pod that is gone is no error.
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use keelson_nodeagent_core::pod::naming;
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
 /// Publishes a status.
@@ -18,6 +19,69 @@ pub async fn status(client: &kube::Client, pod: &Pod, status: &PodStatus) -> Res
         // Another pod has the name now: ours is gone.
         Err(kube::Error::Api(e)) if e.code == 409 && e.message.contains("uid") => Ok(()),
         Err(e) => Err(format!("cannot patch the status of pod {name}: {e}")),
+    }
+}
+
+/// Shows a static pod in the API: its mirror is made or replaced, then gets the status.
+pub async fn mirror(
+    client: &kube::Client,
+    node_name: &str,
+    pod: &Pod,
+    shown: &PodStatus,
+) -> Result<(), String> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), naming::namespace(pod));
+    let name = naming::name(pod);
+    let failed = |e: kube::Error| format!("cannot mirror static pod {name}: {e}");
+    let found = api.get_opt(name).await.map_err(failed)?;
+    let current = match found {
+        Some(found)
+            if naming::annotation(&found, naming::ANNOTATION_CONFIG_MIRROR) == Some(naming::uid(pod)) =>
+        {
+            found
+        }
+        other => {
+            if let Some(stale) = other.filter(naming::is_mirror) {
+                confirm_deletion(client, &stale).await?;
+            }
+            api.create(&PostParams::default(), &mirror_of(client, node_name, pod).await?)
+                .await
+                .map_err(failed)?
+        }
+    };
+    status(client, &current, shown).await
+}
+
+async fn mirror_of(client: &kube::Client, node_name: &str, pod: &Pod) -> Result<Pod, String> {
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());
+    let node = nodes.get(node_name).await.map_err(|e| format!("cannot read node {node_name}: {e}"))?;
+    let mut mirror = pod.clone();
+    mirror.status = None;
+    let hash = mirror.metadata.uid.take().unwrap_or_default();
+    mirror.metadata.annotations.get_or_insert_default().insert(naming::ANNOTATION_CONFIG_MIRROR.into(), hash);
+    mirror.metadata.owner_references = node.metadata.uid.map(|uid| {
+        vec![OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: node_name.to_string(),
+            uid,
+            controller: Some(true),
+            ..OwnerReference::default()
+        }]
+    });
+    Ok(mirror)
+}
+
+/// Takes a static pod's mirror away.
+pub async fn remove_mirror(client: &kube::Client, pod: &Pod) -> Result<(), String> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), naming::namespace(pod));
+    let found = api.get_opt(naming::name(pod)).await.map_err(|e| format!("cannot read a mirror pod: {e}"))?;
+    match found {
+        Some(found)
+            if naming::annotation(&found, naming::ANNOTATION_CONFIG_MIRROR) == Some(naming::uid(pod)) =>
+        {
+            confirm_deletion(client, &found).await
+        }
+        _ => Ok(()),
     }
 }
 

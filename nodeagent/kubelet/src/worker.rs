@@ -32,6 +32,8 @@ pub struct Desired {
     pub refusal: Option<Refusal>,
     /// `(reason, message)` of an eviction by the node.
     pub eviction: Option<String>,
+    /// How often the API lost a static pod's mirror.
+    pub mirrors_lost: u32,
 }
 
 pub struct Handle {
@@ -81,6 +83,7 @@ struct Worker {
     publish_again: Option<tokio::time::Instant>,
     refresh_at: tokio::time::Instant,
     backing_off: std::collections::BTreeMap<String, String>,
+    mirrors_lost: u32,
 }
 
 impl Worker {
@@ -102,6 +105,7 @@ impl Worker {
             publishing: JoinSet::new(),
             publish_again: None,
             backing_off: std::collections::BTreeMap::new(),
+            mirrors_lost: 0,
         }
     }
 
@@ -143,6 +147,9 @@ impl Worker {
             return now.checked_add(jiff::SignedDuration::from_secs(1)).ok();
         }
         self.note_endings(&desired, now);
+        if std::mem::replace(&mut self.mirrors_lost, desired.mirrors_lost) != desired.mirrors_lost {
+            self.published = None;
+        }
         self.memory.refresh(&pod, &self.observed, now);
         if self.memory.ending.is_some() {
             self.ending.cancel();
@@ -212,13 +219,16 @@ impl Worker {
             self.shown = Some(status);
         }
         let due = self.publish_again.is_none_or(|at| at <= tokio::time::Instant::now());
-        let reportable =
-            !desired.removed && !naming::is_static(&desired.pod) && self.publishing.is_empty() && due;
+        let reportable = !desired.removed && self.publishing.is_empty() && due;
         let (Some(client), true) = (self.node.config.client.clone(), reportable) else { return };
         let Some(status) = self.shown.clone().filter(|s| self.published.as_ref() != Some(s)) else { return };
-        let pod = desired.pod.clone();
+        let (node, pod) = (self.node.clone(), desired.pod.clone());
         self.publishing.spawn(async move {
-            let result = publish::status(&client, &pod, &status).await;
+            let result = if naming::is_static(&pod) {
+                publish::mirror(&client, &node.config.node_name, &pod, &status).await
+            } else {
+                publish::status(&client, &pod, &status).await
+            };
             (status, result)
         });
     }

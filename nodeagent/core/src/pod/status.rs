@@ -168,8 +168,8 @@ impl Maker<'_> {
             ..ContainerStatus::default()
         };
         match latest {
-            Some(c) => self.from_runtime(spec, c, init, &mut status),
-            None => self.from_inherited(spec, idle, &mut status),
+            Some(c) => self.fill_from_runtime(spec, c, init, &mut status),
+            None => self.fill_from_inherited(spec, idle, &mut status),
         }
         if !latest.is_some_and(Container::running) {
             self.waiting(spec, latest, &mut status);
@@ -179,7 +179,13 @@ impl Maker<'_> {
         status
     }
 
-    fn from_runtime(&self, spec: &ContainerSpec, c: &Container, init: bool, status: &mut ContainerStatus) {
+    fn fill_from_runtime(
+        &self,
+        spec: &ContainerSpec,
+        c: &Container,
+        init: bool,
+        status: &mut ContainerStatus,
+    ) {
         status.restart_count = i32::try_from(c.attempt).unwrap_or(i32::MAX);
         status.container_id = Some(self.id(c));
         status.image_id = c.image_id.clone();
@@ -204,7 +210,7 @@ impl Maker<'_> {
     }
 
     /// The runtime has no container of that name: never made, or forgotten.
-    fn from_inherited(&self, spec: &ContainerSpec, idle: &str, status: &mut ContainerStatus) {
+    fn fill_from_inherited(&self, spec: &ContainerSpec, idle: &str, status: &mut ContainerStatus) {
         status.state = Some(waiting(idle, ""));
         let Some(known) = self.inherited(&spec.name).filter(|k| k.container_id.is_some()) else { return };
         status.restart_count = known.restart_count;
@@ -348,7 +354,7 @@ impl Maker<'_> {
             let failed = init.iter().any(|c| exit_code(c).is_some_and(|code| code != 0));
             return if never && failed { "Failed" } else { "Pending" }.into();
         }
-        if mains.iter().any(|c| is_waiting_first(c)) {
+        if mains.iter().any(is_waiting_first) {
             return "Pending".into();
         }
         if mains.is_empty() { "Pending".into() } else { "Running".into() }
@@ -491,7 +497,7 @@ fn exit_code(status: &ContainerStatus) -> Option<i32> {
 /// Waits without ever having run.
 fn is_waiting_first(status: &ContainerStatus) -> bool {
     let waits = status.state.as_ref().is_some_and(|s| s.waiting.is_some());
-    waits && !status.last_state.as_ref().is_some_and(|s| s.terminated.is_some())
+    waits && status.last_state.as_ref().is_none_or(|s| s.terminated.is_none())
 }
 
 #[cfg(test)]
