@@ -290,6 +290,9 @@ fn store_config(
         initial_cluster_token: "keelson".into(),
         tls: Some(tls.clone()),
         peer_tls: Some(tls),
+        // Twice the store's own: a busy machine shall not lose its leader to a late heartbeat.
+        heartbeat_interval: Duration::from_millis(200),
+        election_timeout: Duration::from_secs(2),
         ..keelson_store_server::Config::default()
     })
 }

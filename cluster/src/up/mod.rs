@@ -27,6 +27,7 @@ use nix::fcntl::{Flock, FlockArg};
 #[cfg(test)]
 pub use demo::{console, demo};
 use layout::{Layout, MOST_NODES};
+use progress::say;
 
 #[derive(Parser, Debug)]
 #[command(
@@ -95,7 +96,7 @@ pub fn up_main(args: Vec<String>) -> ExitCode {
 pub fn down_main(args: Vec<String>) -> ExitCode {
     crate::program("keelson down", args, |flags: DownFlags| async move {
         if !flags.data_dir.exists() {
-            println!("nothing to do: {} is not there", flags.data_dir.display());
+            say(format!("nothing to do: {} is not there", flags.data_dir.display()));
             return Ok(());
         }
         let layout = Layout::new(&flags.data_dir)?;

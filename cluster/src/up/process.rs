@@ -57,7 +57,16 @@ impl Background<'_> {
 /// The live process of a pid file, if it is ours: its command line names `mark`.
 pub fn running(pid_file: &Path, mark: &Path) -> Option<u32> {
     let pid: u32 = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
+    // While a process becomes another program (setsid, nsenter), its command line is empty for a moment.
+    let deadline = Instant::now() + Duration::from_secs(1);
+    while between_programs(pid) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     ours(pid, mark).then_some(pid)
+}
+
+fn between_programs(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty()) && alive(pid)
 }
 
 fn ours(pid: u32, mark: &Path) -> bool {
@@ -144,7 +153,10 @@ mod tests {
             assert!(Instant::now() < deadline, "found through its pid file");
             std::thread::sleep(Duration::from_millis(10));
         }
-        assert!(all_with(folder.path()).contains(&pid));
+        while !all_with(folder.path()).contains(&pid) {
+            assert!(Instant::now() < deadline, "found by its mark");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         assert_eq!(
             running(&background.pid_file, Path::new("/another/folder")),
             None,

@@ -18,7 +18,7 @@ use super::image::{self, DEMO, PAUSE};
 use super::layout::{API, LOAD_BALANCER_POOL, Layout, Node};
 use super::preflight;
 use super::process::{Background, running};
-use super::progress::Progress;
+use super::progress::{Progress, say};
 use super::{netns, runtime};
 use crate::client::{client, from_kubeconfig};
 use crate::objects::{create_missing, post};
@@ -37,7 +37,7 @@ pub async fn up(layout: &Layout, count: u8, with_demo: bool) -> Result<()> {
     tokio::select! {
         done = work => done,
         _ = tokio::signal::ctrl_c() => {
-            println!();
+            say("");
             bail!("interrupted; what was started goes on: `keelson up` continues, `keelson down` removes it")
         }
     }
@@ -71,15 +71,18 @@ async fn build(layout: &Layout, count: u8, with_demo: bool, progress: &Progress)
     servers?;
     let admin = admin(layout, &nodes).await?;
     let balanced = start_balancer(layout, &nodes)?;
+    let since = jiff::Timestamp::now();
     let agents = start_agents(layout, &nodes)?;
-    if agents + usize::from(balanced) > 0 {
-        progress.done(format!(
-            "started {agents} agents{}",
-            if balanced { " and the local load balancer" } else { "" }
-        ));
+    if balanced || !agents.is_empty() {
+        let also = if balanced { " and the local load balancer" } else { "" };
+        progress.done(format!("started {} agents{also}", agents.len()));
     }
     let client = admin;
     let expected: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
+    // A node whose agent just came back still looks as it did before.
+    let heard = |node: &&Node| agents.contains(&node.name);
+    let returned: Vec<&str> = nodes.iter().filter(heard).map(|node| node.name.as_str()).collect();
+    until("word of the started agents", layout, || heard_of(&client, &returned, since)).await?;
     until("all nodes Ready", layout, || nodes_ready(&client, &expected)).await?;
     progress.done(format!("cluster ready: {count} nodes"));
     if with_demo {
@@ -274,8 +277,8 @@ fn start_balancer(layout: &Layout, nodes: &[Node]) -> Result<bool> {
     Ok(true)
 }
 
-fn start_agents(layout: &Layout, nodes: &[Node]) -> Result<usize> {
-    let mut started = 0;
+fn start_agents(layout: &Layout, nodes: &[Node]) -> Result<Vec<String>> {
+    let mut started = Vec::new();
     let token = nodes.first().context("no nodes")?.server_data().join("node-token");
     for node in nodes.iter().filter(|node| running(&node.pid_file("agent"), &node.folder).is_none()) {
         let text = |path: &Path| path.display().to_string();
@@ -301,7 +304,7 @@ fn start_agents(layout: &Layout, nodes: &[Node]) -> Result<usize> {
             log_file: node.log_file("agent"),
         }
         .start()?;
-        started += 1;
+        started.push(node.name.clone());
     }
     Ok(started)
 }
@@ -347,6 +350,17 @@ async fn nodes_ready(client: &Client, expected: &[&str]) -> Result<bool> {
         .all(|name| items.iter().any(|node| node["metadata"]["name"] == *name && is_true(node, "Ready"))))
 }
 
+/// Whether each of the nodes renewed its lease since.
+async fn heard_of(client: &Client, names: &[&str], since: jiff::Timestamp) -> Result<bool> {
+    let leases = get(client, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases").await?;
+    let items = leases["items"].as_array().map_or(&[][..], Vec::as_slice);
+    let renewed = |name: &str| {
+        let lease = items.iter().find(|lease| lease["metadata"]["name"] == name)?;
+        lease.pointer("/spec/renewTime")?.as_str()?.parse::<jiff::Timestamp>().ok()
+    };
+    Ok(names.iter().all(|name| renewed(name).is_some_and(|renewed| renewed >= since)))
+}
+
 async fn demo_ready(client: &Client, wanted: usize) -> Result<bool> {
     let pods = get(client, "/api/v1/namespaces/default/pods?labelSelector=app%3Ddemo").await?;
     let ready = pods["items"].as_array().into_iter().flatten().filter(|pod| is_true(pod, "Ready")).count();
@@ -371,27 +385,27 @@ async fn report(
     with_demo: bool,
     progress: &Progress,
 ) {
-    println!(
+    say(format!(
         "\nUp after {:.1} s. Use it:\n  export KUBECONFIG={}",
         progress.seconds(),
         layout.kubeconfig().display()
-    );
-    println!("  kubectl get nodes,pods -A -o wide");
+    ));
+    say(format!("  kubectl get nodes,pods -A -o wide"));
     if with_demo {
         let node = nodes.first().map(|node| node.ip.to_string()).unwrap_or_default();
-        println!("  curl http://{node}:30080/            # the demo, on any node's port");
+        say(format!("  curl http://{node}:30080/            # the demo, on any node's port"));
         let service = get(client, "/api/v1/namespaces/default/services/demo-lb").await.unwrap_or_default();
         if let Some(address) = service.pointer("/status/loadBalancer/ingress/0/ip").and_then(Value::as_str) {
-            println!("  curl http://{address}/                 # its load-balancer address");
+            say(format!("  curl http://{address}/                 # its load-balancer address"));
         }
     }
     match console {
-        Ok(link) => println!("Console (8 hours): {link}"),
-        Err(error) => println!("Console: no link, because {error:#}"),
+        Ok(link) => say(format!("Console (8 hours): {link}")),
+        Err(error) => say(format!("Console: no link, because {error:#}")),
     }
-    println!(
+    say(format!(
         "Logs: {}/n*/*.log. Stop and remove: keelson down --data-dir {}",
         layout.data.display(),
         layout.data.display()
-    );
+    ));
 }

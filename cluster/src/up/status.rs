@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::layout::Layout;
 use super::process::running;
+use super::progress::say;
 use crate::client::from_kubeconfig;
 
 /// A status that waits for a dead cluster is of no use.
@@ -38,13 +39,13 @@ pub async fn status(layout: &Layout, machine: bool) -> Result<()> {
         .collect();
     let balancer = running(&layout.data.join("lb.pid"), &layout.data).is_some();
     if machine {
-        println!("{}", json!({"nodes": rows, "leader": leader, "loadBalancer": balancer}));
+        say(format!("{}", json!({"nodes": rows, "leader": leader, "loadBalancer": balancer})));
         return Ok(());
     }
     let word = |value: &Value| if value == true { "yes" } else { "no" };
-    println!("{:6}{:14}{:8}{:8}{:12}READY", "NODE", "ADDRESS", "SERVER", "AGENT", "CONTAINERD");
+    say(format!("{:6}{:14}{:8}{:8}{:12}READY", "NODE", "ADDRESS", "SERVER", "AGENT", "CONTAINERD"));
     for row in &rows {
-        println!(
+        say(format!(
             "{:6}{:14}{:8}{:8}{:12}{}",
             row["name"].as_str().unwrap_or_default(),
             row["address"].as_str().unwrap_or_default(),
@@ -52,12 +53,12 @@ pub async fn status(layout: &Layout, machine: bool) -> Result<()> {
             word(&row["agent"]),
             word(&row["containerd"]),
             word(&row["ready"])
-        );
+        ));
     }
-    println!("store leader: {}", leader.as_str().unwrap_or("unknown"));
-    println!("local load balancer: {}", if balancer { "runs" } else { "does not run" });
+    say(format!("store leader: {}", leader.as_str().unwrap_or("unknown")));
+    say(format!("local load balancer: {}", if balancer { "runs" } else { "does not run" }));
     if let Err(error) = nodes {
-        println!("API: {error:#}");
+        say(format!("API: {error:#}"));
     }
     Ok(())
 }
