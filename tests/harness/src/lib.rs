@@ -56,7 +56,7 @@ pub fn run(command: &mut Command, deadline: Duration) -> Ran {
     let pid = child.id();
     let (done, wait) = std::sync::mpsc::channel::<()>();
     let guard = std::thread::spawn(move || {
-        if wait.recv_timeout(deadline).is_err() {
+        if wait.recv_timeout(deadline) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             let _killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
         }
     });
