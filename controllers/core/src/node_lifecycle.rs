@@ -3,7 +3,6 @@
 //! Silence is measured on our own clock from the last change we saw (kept as the plan's note), never
 //! by comparing the node's clock with ours. After a change of leader the wait starts anew.
 
-
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus, Pod, Taint};

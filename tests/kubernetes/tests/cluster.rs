@@ -147,7 +147,8 @@ fn server_side_apply(cluster: &Cluster) {
     let path = cluster.folder().join("shared.yaml");
     let file = path.to_str().expect("UTF-8 path");
     let apply = |manager: &str, data: &str, force: &str| {
-        let manifest = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: shared}}\ndata: {{{data}}}\n");
+        let manifest =
+            format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: shared}}\ndata: {{{data}}}\n");
         std::fs::write(&path, manifest).expect("a manifest can be written");
         let manager = format!("--field-manager={manager}");
         cluster.try_kubectl(&["apply", "--server-side", &manager, force, "-f", file])
@@ -386,7 +387,9 @@ spec:
     for burner in &mut burners {
         let _reaped = burner.wait();
     }
-    cluster.wait("the autoscaler scaled down", LATER, &["deployment", "demo"], |demo| demo["spec"]["replicas"] == 3);
+    cluster.wait("the autoscaler scaled down", LATER, &["deployment", "demo"], |demo| {
+        demo["spec"]["replicas"] == 3
+    });
     cluster.kubectl(&["delete", "hpa", "demo"]);
     cluster.wait("three pods", SOON, &["pods", "-l", "app=demo"], |pods| {
         pods["items"].as_array().is_some_and(|pods| pods.len() == 3 && pods.iter().all(is_ready))
