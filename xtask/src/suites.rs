@@ -40,6 +40,11 @@ fn unit() -> Result<(), Failure> {
     for package in END_TO_END {
         command.args(["--exclude", package]);
     }
+    // A push is reproducible: its verdict is about the change, not about luck. `PROPTEST_RNG_SEED=` another number, or
+    // a plain `cargo test`, explores further; what that finds is pinned beside the test.
+    if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
+        command.env("PROPTEST_RNG_SEED", "20");
+    }
     step("unit, property and model tests", &mut command)
 }
 

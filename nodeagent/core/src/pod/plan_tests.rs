@@ -327,6 +327,23 @@ fn a_failed_liveness_probe_replaces_the_container() {
     assert!(world.said().starts_with("stop x, start x"));
 }
 
+/// Found by `safety_under_faults`: the phase said Failed while the plan went on, so the pod ran again after its end.
+#[test]
+fn a_sidecar_lost_with_its_sandbox_does_not_fail_a_pod_that_is_still_initializing() {
+    let mut world = World::new(json!({"restartPolicy": "Never",
+        "initContainers": [{"name": "side", "restartPolicy": "Always"}, {"name": "i"}],
+        "containers": [{"name": "x"}]}));
+    while world.observed.latest("side").is_none() {
+        world.turn();
+    }
+    world.observed.sandboxes.iter_mut().for_each(|s| s.ready = false);
+    world.exit("side", 137);
+    assert_eq!(world.phase(), "Pending");
+    world.settle();
+    assert!(world.said().contains("sandbox, start side"));
+    assert_eq!(world.phase(), "Pending");
+}
+
 /// What may happen to a pod between two turns.
 #[derive(Clone, Debug)]
 enum Fault {

@@ -75,7 +75,7 @@ impl Maker<'_> {
             .iter()
             .map(|c| self.container(c, "ContainerCreating", false))
             .collect();
-        let phase = self.phase(&init, &mains, init_pending);
+        let phase = self.phase(&mains, init_pending);
         let mut status = PodStatus { phase: Some(phase.clone()), ..PodStatus::default() };
         status.observed_generation = self.pod.metadata.generation;
         status.qos_class = Some(qos::class(self.pod).to_string());
@@ -313,7 +313,7 @@ impl Maker<'_> {
         state
     }
 
-    fn phase(&self, init: &[ContainerStatus], mains: &[ContainerStatus], init_pending: bool) -> String {
+    fn phase(&self, mains: &[ContainerStatus], init_pending: bool) -> String {
         let known = self.pod.status.as_ref().and_then(|s| s.phase.as_deref());
         for terminal in ["Succeeded", "Failed"] {
             if known == Some(terminal) || self.memory.inherited.phase.as_deref() == Some(terminal) {
@@ -350,9 +350,9 @@ impl Maker<'_> {
             }
         }
         if init_pending {
-            let never = naming::restart_policy(self.pod) == "Never";
-            let failed = init.iter().any(|c| exit_code(c).is_some_and(|code| code != 0));
-            return if never && failed { "Failed" } else { "Pending" }.into();
+            // The planner's own word: a sidecar that was killed with its sandbox ends nothing.
+            let failed = plan::progress(self.pod, self.observed) == plan::Progress::Failed;
+            return if failed { "Failed" } else { "Pending" }.into();
         }
         if mains.iter().any(is_waiting_first) {
             return "Pending".into();
