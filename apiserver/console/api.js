@@ -65,7 +65,7 @@ export async function follow(path, objects, changed, state) {
       }
     } catch (error) {
       if (error.code === 404) return;
-      state(error.message, false);
+      state(error.code === 401 ? "the token is not accepted: run `keelson up` again for a new link" : error.message, false);
       await pause(wait);
     }
   }

@@ -94,6 +94,7 @@ async function showLog(pod, container = pod.spec.containers[0].name) {
       out.append(`${line}\n`);
       out.scrollTop = out.scrollHeight;
     }
+    if (!out.textContent) out.append("no output\n");
   } catch (error) {
     if (!signal.aborted) out.append(`${error.message}\n`);
   }
@@ -117,6 +118,8 @@ function choose(name) {
 }
 
 $("filter").addEventListener("input", changed);
+// A link to a view, or the link with a new token, followed while the page is open.
+addEventListener("hashchange", () => location.reload());
 addEventListener("keydown", (event) => {
   if (event.key === "/" && document.activeElement !== $("filter")) {
     event.preventDefault();
