@@ -7,7 +7,11 @@ use crate::{models, setup};
 
 const SUITES: &[&str] = &["tidy", "unit", "loom", "sim", "etcd", "kubernetes"];
 
-/// The packages whose tests start real processes; they run one after another, after the others.
+/// Suites of real processes: the test targets, which run one after another, after everything else.
+const ETCD: &[&str] = &["embedded", "processes"];
+const KUBERNETES: &[&str] = &["doors", "cluster"];
+
+/// The packages they stand in.
 const END_TO_END: &[&str] = &["keelson-etcd-tests", "keelson-kubernetes-tests"];
 
 pub fn test(arguments: &[String]) -> Result<(), Failure> {
@@ -26,8 +30,8 @@ pub fn test(arguments: &[String]) -> Result<(), Failure> {
             "unit" => unit()?,
             "loom" => models::loom(&[])?,
             "sim" => models::sim_tests()?,
-            "etcd" => end_to_end("keelson-etcd-tests")?,
-            _ => end_to_end("keelson-kubernetes-tests")?,
+            "etcd" => end_to_end("the store as processes", ETCD)?,
+            _ => end_to_end("the cluster", KUBERNETES)?,
         }
     }
     println!("every suite passed");
@@ -48,10 +52,15 @@ fn unit() -> Result<(), Failure> {
     step("unit, property and model tests", &mut command)
 }
 
-/// One package of tests against the binary, whose path it finds in KEELSON_BIN.
-fn end_to_end(package: &str) -> Result<(), Failure> {
+/// Test targets against the binary, whose path they find in KEELSON_BIN. The whole workspace is named, since one
+/// package alone would choose other features of its dependencies and build them again.
+fn end_to_end(name: &str, targets: &[&str]) -> Result<(), Failure> {
     step("build", &mut cargo(&["build", "--workspace"]))?;
-    let mut command = cargo(&["test", "--package", package, "--", "--test-threads=1", "--nocapture"]);
+    let mut command = cargo(&["test", "--workspace"]);
+    for target in targets {
+        command.args(["--test", target]);
+    }
+    command.args(["--", "--test-threads=1", "--nocapture"]);
     command.env("KEELSON_BIN", target_directory().join("debug/keelson"));
     if let Some(folder) = setup::etcd_binaries() {
         command
@@ -59,7 +68,7 @@ fn end_to_end(package: &str) -> Result<(), Failure> {
             .env("ETCDCTL", folder.join("etcdctl"))
             .env("ETCDUTL", folder.join("etcdutl"));
     }
-    step(package, &mut command)
+    step(name, &mut command)
 }
 
 pub fn tidy(_: &[String]) -> Result<(), Failure> {

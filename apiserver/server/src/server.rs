@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use keelson_api::{Resource, Status};
 use keelson_apiserver_core::{Context, Target, UserInfo};
 use rand::Rng as _;
@@ -24,6 +24,8 @@ use crate::view::CacheView;
 
 /// Most bytes of a request body.
 pub const BODY_LIMIT: usize = 3 * 1024 * 1024;
+/// Most bytes beyond it that are read only to be thrown away, so that the client sees the refusal.
+const DISCARD: usize = 16 * 1024 * 1024;
 /// How long a request that is no stream may take.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -118,11 +120,41 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match Limited::new(body, BODY_LIMIT).collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Status::too_large(format!("Request entity too large: limit is {BODY_LIMIT}")))
+    let mut body = std::pin::pin!(body);
+    let (mut whole, mut seen) = (BytesMut::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let unreadable = |error: B::Error| {
+            Status::bad_request(format!("the request body could not be read: {}", error.into()))
+        };
+        let Ok(data) = frame.map_err(unreadable)?.into_data() else { continue };
+        seen += data.len();
+        if seen <= BODY_LIMIT {
+            whole.extend_from_slice(&data);
+        } else if seen <= BODY_LIMIT + DISCARD {
+            // Read on: a client that is still sending when the answer comes may never see it.
+            whole = BytesMut::new();
+        } else {
+            break;
         }
-        Err(error) => Err(Status::bad_request(format!("the request body could not be read: {error}"))),
+    }
+    if seen > BODY_LIMIT {
+        return Err(Status::too_large(format!("Request entity too large: limit is {BODY_LIMIT}")));
+    }
+    Ok(whole.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_body_is_taken_up_to_the_limit_and_refused_beyond() {
+        let body = |length| Full::new(Bytes::from(vec![b'x'; length]));
+        assert_eq!(read_body(body(BODY_LIMIT)).await.map(|whole| whole.len()).ok(), Some(BODY_LIMIT));
+        for length in [BODY_LIMIT + 1, BODY_LIMIT + DISCARD + 1] {
+            assert_eq!(read_body(body(length)).await.map_err(|status| status.code), Err(413));
+        }
     }
 }
