@@ -72,6 +72,9 @@ struct Flags {
     /// Image of the pod sandbox, never collected.
     #[arg(long, default_value = "")]
     pod_infra_container_image: String,
+    /// The node reports disk pressure below this share of its file system, in percent.
+    #[arg(long, default_value_t = 10)]
+    eviction_disk_percent: u64,
     /// key=value,… on the Node.
     #[arg(long, value_delimiter = ',')]
     node_labels: Vec<String>,
@@ -230,6 +233,7 @@ fn kubelet_config(
     config.client_ca = Some(authority);
     config.local_path_base = PathBuf::from(&state.local_path);
     config.pause_image = flags.pod_infra_container_image.clone();
+    config.thresholds.disk_floor_percent = flags.eviction_disk_percent;
     for label in &flags.node_labels {
         let (key, value) =
             label.split_once('=').with_context(|| format!("--node-labels {label}: want key=value"))?;

@@ -294,6 +294,8 @@ fn start_agents(layout: &Layout, nodes: &[Node]) -> Result<Vec<String>> {
             ("--pod-log-dir", text(&node.folder.join("pods"))),
             ("--pod-infra-container-image", PAUSE.into()),
             ("--resolv-conf", text(&layout.data.join("resolv.conf"))),
+            // The nodes share the developer's disk, of which a tenth may be far more than they will ever use.
+            ("--eviction-disk-percent", "1".into()),
         ];
         let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         Background {
