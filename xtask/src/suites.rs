@@ -9,7 +9,7 @@ const SUITES: &[&str] = &["tidy", "unit", "loom", "sim", "etcd", "kubernetes"];
 
 /// Suites of real processes: the test targets, which run one after another, after everything else.
 const ETCD: &[&str] = &["embedded", "processes"];
-const KUBERNETES: &[&str] = &["doors", "cluster"];
+const KUBERNETES: &[&str] = &["doors", "console", "cluster"];
 
 /// The packages they stand in.
 const END_TO_END: &[&str] = &["keelson-etcd-tests", "keelson-kubernetes-tests"];
