@@ -5,8 +5,10 @@
 use keelson_sim::world;
 
 /// Seeds that found something, with what it was; see docs/verification.md.
-const ONCE_FAILED: &[(u64, &str)] =
-    &[(2, "S7: a restarted leader resumed its term and answered reads before what it had acknowledged")];
+const ONCE_FAILED: &[(u64, &str)] = &[
+    (3, "S7: a restarted leader resumed its term and answered reads before what it had acknowledged"),
+    (6, "S7: the same, by another way"),
+];
 
 /// How many more seeds each push runs; `KEELSON_SIM_SEEDS` for more.
 const EACH_PUSH: u64 = 40;
