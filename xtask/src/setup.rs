@@ -30,7 +30,8 @@ fn missing(wanted: &[(&'static str, &'static str, &'static str)]) -> Vec<(&'stat
     wanted.iter().filter(|(check, ..)| !there(check)).map(|(_, package, why)| (*package, *why)).collect()
 }
 
-/// libclang's file carries its version, so any of its versions counts.
+/// libclang's file carries its version, so any of its versions counts; `libclang-cpp`, which comes with other packages,
+/// is another library.
 fn present(path: &str) -> bool {
     if Path::new(path).exists() {
         return true;
@@ -38,8 +39,14 @@ fn present(path: &str) -> bool {
     let Some((stem, _)) = path.split_once("-14.so") else { return false };
     let Some((folder, prefix)) = stem.rsplit_once('/') else { return false };
     std::fs::read_dir(folder).is_ok_and(|entries| {
-        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+        entries.flatten().any(|entry| is_a_version(prefix, &entry.file_name().to_string_lossy()))
     })
+}
+
+fn is_a_version(library: &str, file: &str) -> bool {
+    let Some(rest) = file.strip_prefix(library) else { return false };
+    rest.starts_with(".so")
+        || rest.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 fn install(wanted: Vec<(&'static str, &'static str)>) -> Result<(), Failure> {
@@ -114,4 +121,19 @@ pub fn setup(_: &[String]) -> Result<(), Failure> {
     for_nodes()?;
     println!("nothing is missing");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_library_is_not_taken_for_libclang() {
+        for file in ["libclang.so", "libclang.so.1", "libclang-14.so.1", "libclang-19.so.19"] {
+            assert!(is_a_version("libclang", file), "{file}");
+        }
+        for file in ["libclang-cpp.so.14", "libclang", "libclangAST.a", "libc.so.6"] {
+            assert!(!is_a_version("libclang", file), "{file}");
+        }
+    }
 }
