@@ -1,4 +1,4 @@
-//! Durations as tables print them: `5s`, `3m20s`, `2h`, `5d10h`, `1y20d`.
+//! Durations as tables print them (`5s`, `3m20s`, `2h`, `5d10h`, `1y20d`) and as users write them (`1h30m`).
 
 /// Humanizes a number of seconds the way every kubectl age column does; negative ones read `<invalid>`.
 pub fn human(seconds: i64) -> String {
@@ -42,8 +42,34 @@ fn with_rest(n: i64, unit: &str, rest: i64, rest_unit: &str) -> String {
     if rest == 0 { format!("{n}{unit}") } else { format!("{n}{unit}{rest}{rest_unit}") }
 }
 
+/// Reads a duration as Go writes it, in whole seconds.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn seconds(text: &str) -> Result<i64, String> {
+    let bad = || format!("time: invalid duration {}", crate::field::quote(text));
+    let (mut rest, mut total) = (text, 0.0);
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let number: f64 = rest[..end].parse().map_err(|_| bad())?;
+        rest = &rest[end..];
+        let units = [("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9), ("h", 3600.0), ("m", 60.0), ("s", 1.0)];
+        let (unit, factor) = units.iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(bad)?;
+        total += number * factor;
+        rest = &rest[unit.len()..];
+    }
+    if text.is_empty() || total > 1e12 { Err(bad()) } else { Ok(total as i64) }
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn written_durations() {
+        assert_eq!(super::seconds("1h30m"), Ok(5400));
+        assert_eq!(super::seconds("1.5h10s"), Ok(5410));
+        assert!(super::seconds("").is_err() && super::seconds("5").is_err() && super::seconds("5x").is_err());
+    }
+
     #[test]
     fn ages() {
         for (s, text) in [

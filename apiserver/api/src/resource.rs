@@ -4,7 +4,9 @@
 //! semantics are its own, a file under `apiserver/core/src/resources/`.
 //! Strings are owned so that custom resources can use the same type.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
+
+use crate::definition::Definition;
 
 /// How one resource is called, stored and served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub struct Resource {
     pub create_on_update: bool,
     /// Full name of the type in the schema table (`io.k8s.api.core.v1.Pod`).
     pub schema: String,
+    /// What a custom resource's objects look like; none for a built-in one.
+    pub definition: Option<Arc<Definition>>,
 }
 
 /// A path below an object.
@@ -76,6 +80,7 @@ impl Resource {
             unconditional_update: true,
             create_on_update: false,
             schema: format!("{prefix}.{version}.{kind}"),
+            definition: None,
         }
     }
     fn short(mut self, names: &[&str]) -> Self {
@@ -250,6 +255,11 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
     let core = |kind, plural| Resource::new("", "v1", kind, plural);
     let rbac = |kind, plural| Resource::new("rbac.authorization.k8s.io", "v1", kind, plural).upsert();
     let authz = |kind, plural| Resource::new("authorization.k8s.io", "v1", kind, plural).virtual_();
+    let admission = |kind, plural| {
+        let row = Resource::new("admissionregistration.k8s.io", "v1", kind, plural);
+        row.category("api-extensions").cluster().locked()
+    };
+    let flow = |kind, plural| Resource::new("flowcontrol.apiserver.k8s.io", "v1", kind, plural).cluster();
     let pod = ("", "", "Pod");
     vec![
         core("Binding", "bindings").virtual_(),
@@ -293,6 +303,14 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .sub("proxy", ("", "", "PodProxyOptions"), &CONNECT_ALL)
             .sub("resize", pod, &READ_WRITE)
             .status(),
+        core("PodTemplate", "podtemplates"),
+        core("ReplicationController", "replicationcontrollers")
+            .short(&["rc"])
+            .category("all")
+            .storage("/registry/controllers")
+            .fields(&["status.replicas"])
+            .scale()
+            .status(),
         core("ResourceQuota", "resourcequotas").short(&["quota"]).status(),
         core("Secret", "secrets").fields(&["type"]),
         core("ServiceAccount", "serviceaccounts").short(&["sa"]).sub(
@@ -308,7 +326,14 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .fields(&["spec.clusterIP", "spec.type"])
             .sub("proxy", ("", "", "ServiceProxyOptions"), &CONNECT_ALL)
             .status(),
+        Resource::new("apiregistration.k8s.io", "v1", "APIService", "apiservices")
+            .category("api-extensions")
+            .cluster()
+            .storage("/registry/apiregistration.k8s.io/apiservices")
+            .locked()
+            .status(),
         Resource::new("apps", "v1", "ControllerRevision", "controllerrevisions"),
+        Resource::new("apps", "v1", "DaemonSet", "daemonsets").short(&["ds"]).category("all").status(),
         Resource::new("apps", "v1", "Deployment", "deployments")
             .short(&["deploy"])
             .category("all")
@@ -316,6 +341,11 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .status(),
         Resource::new("apps", "v1", "ReplicaSet", "replicasets")
             .short(&["rs"])
+            .category("all")
+            .scale()
+            .status(),
+        Resource::new("apps", "v1", "StatefulSet", "statefulsets")
+            .short(&["sts"])
             .category("all")
             .scale()
             .status(),
@@ -341,6 +371,8 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .category("all")
             .stored_as("autoscaling/v2")
             .status(),
+        Resource::new("batch", "v1", "CronJob", "cronjobs").short(&["cj"]).category("all").status(),
+        Resource::new("batch", "v1", "Job", "jobs").category("all").fields(&["status.successful"]).status(),
         Resource::new("certificates.k8s.io", "v1", "CertificateSigningRequest", "certificatesigningrequests")
             .short(&["csr"])
             .cluster()
@@ -353,7 +385,9 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
             .short(&["ing"])
             .storage("/registry/ingress")
             .status(),
+        Resource::new("networking.k8s.io", "v1", "IPAddress", "ipaddresses").short(&["ip"]).cluster(),
         Resource::new("networking.k8s.io", "v1", "NetworkPolicy", "networkpolicies").short(&["netpol"]),
+        Resource::new("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs").cluster().status(),
         Resource::new("policy", "v1", "PodDisruptionBudget", "poddisruptionbudgets")
             .short(&["pdb"])
             .locked()
@@ -364,14 +398,41 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
         rbac("Role", "roles"),
         Resource::new("storage.k8s.io", "v1", "CSIDriver", "csidrivers").cluster().locked(),
         Resource::new("storage.k8s.io", "v1", "CSINode", "csinodes").cluster().locked(),
+        Resource::new("storage.k8s.io", "v1", "CSIStorageCapacity", "csistoragecapacities").locked(),
         Resource::new("storage.k8s.io", "v1", "StorageClass", "storageclasses").short(&["sc"]).cluster(),
         Resource::new("storage.k8s.io", "v1", "VolumeAttachment", "volumeattachments")
             .cluster()
             .locked()
             .status(),
+        Resource::new("storage.k8s.io", "v1", "VolumeAttributesClass", "volumeattributesclasses")
+            .short(&["vac"])
+            .cluster(),
+        admission("MutatingAdmissionPolicy", "mutatingadmissionpolicies"),
+        admission("MutatingAdmissionPolicyBinding", "mutatingadmissionpolicybindings"),
+        admission("MutatingWebhookConfiguration", "mutatingwebhookconfigurations"),
+        admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies").status(),
+        admission("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings"),
+        admission("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
+        Resource::new("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
+            .short(&["crd", "crds"])
+            .category("api-extensions")
+            .cluster()
+            .storage("/registry/apiextensions.k8s.io/customresourcedefinitions")
+            .locked()
+            .status(),
         Resource::new("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").short(&["pc"]).cluster(),
         Resource::new("coordination.k8s.io", "v1", "Lease", "leases").locked().upsert(),
+        Resource::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster().locked().upsert(),
         Resource::new("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices"),
+        Resource::new("resource.k8s.io", "v1", "DeviceClass", "deviceclasses").cluster(),
+        Resource::new("resource.k8s.io", "v1", "ResourceClaim", "resourceclaims").status(),
+        Resource::new("resource.k8s.io", "v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
+        Resource::new("resource.k8s.io", "v1", "ResourceSlice", "resourceslices")
+            .cluster()
+            .only_name_selectable()
+            .fields(&["spec.nodeName", "spec.driver"]),
+        flow("FlowSchema", "flowschemas").status(),
+        flow("PriorityLevelConfiguration", "prioritylevelconfigurations").status(),
     ]
 });
 

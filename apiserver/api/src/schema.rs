@@ -62,7 +62,8 @@ pub struct PatchStrategy {
     pub text: String,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
 pub struct Field {
     pub name: String,
     pub shape: Shape,
@@ -80,7 +81,7 @@ pub struct Field {
     pub enumeration: Vec<String>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Type {
     /// Full published name.
     pub name: String,
@@ -111,7 +112,7 @@ impl Type {
 }
 
 /// A set of types that refer to one another.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Table {
     pub types: Vec<Type>,
     by_name: BTreeMap<String, TypeId>,
@@ -129,6 +130,42 @@ impl Table {
         match shape {
             Shape::Object(id) => self.get(*id).field(key),
             _ => None,
+        }
+    }
+
+    /// Adds a type; fields are put in order.
+    pub fn add(&mut self, mut new: Type) -> TypeId {
+        new.fields.sort_by(|a, b| a.name.cmp(&b.name));
+        self.by_name.insert(new.name.clone(), self.types.len());
+        self.types.push(new);
+        self.types.len() - 1
+    }
+
+    /// Copies a type of another table, and what it refers to.
+    pub fn import(&mut self, from: &Table, full_name: &str) -> Option<TypeId> {
+        if let Some(id) = self.id(full_name) {
+            return Some(id);
+        }
+        let original = from.get(from.id(full_name)?).clone();
+        // The place first: types may refer to themselves.
+        let id = self.add(Type { fields: vec![], ..original.clone() });
+        let mut fields = original.fields;
+        for field in &mut fields {
+            field.shape = self.import_shape(from, &field.shape);
+        }
+        self.types[id].fields = fields;
+        Some(id)
+    }
+
+    fn import_shape(&mut self, from: &Table, shape: &Shape) -> Shape {
+        match shape {
+            Shape::Object(id) => {
+                let name = from.get(*id).name.clone();
+                self.import(from, &name).map_or(Shape::Any, Shape::Object)
+            }
+            Shape::List(item) => Shape::List(Box::new(self.import_shape(from, item))),
+            Shape::Map(item) => Shape::Map(Box::new(self.import_shape(from, item))),
+            other => other.clone(),
         }
     }
 

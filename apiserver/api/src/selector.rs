@@ -380,6 +380,9 @@ pub fn field_value(object: &Value, label: &str) -> String {
                 .join(",");
         }
         "source" => Some(&object["source"]["component"]),
+        "status.successful" => {
+            return object["status"]["succeeded"].as_i64().unwrap_or(0).to_string();
+        }
         "reportingController" if object.get("reportingController").is_none() => {
             Some(&object["reportingComponent"])
         }

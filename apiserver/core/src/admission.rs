@@ -14,6 +14,7 @@ pub mod pods;
 pub mod quota;
 pub mod rbac_escalation;
 pub mod storage;
+pub mod webhooks;
 
 fn is(target: &Target, group: &str, plural: &str) -> bool {
     target.resource.group == group && target.resource.plural == plural

@@ -1,6 +1,6 @@
 //! The same object in two versions. [`crate::create`] and its siblings speak the requested version; the store holds one.
 //!
-//! Two pairs exist: `events.k8s.io/v1` is stored as `v1`, `autoscaling/v1` as `autoscaling/v2`.
+//! Two pairs are built in: `events.k8s.io/v1` is stored as `v1`, `autoscaling/v1` as `autoscaling/v2`.
 //! What the older autoscaler has no field for travels in annotations, so nothing is lost on the way there and back.
 
 use crate::value::{at, is_empty, items, object_mut, set, take, text};
@@ -32,6 +32,7 @@ pub fn to_stored(resource: &Resource, object: Value) -> Value {
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("events.k8s.io", "events") => event(object, "v1", |(old, new)| (new, old)),
         ("autoscaling", "horizontalpodautoscalers") if resource.version == "v1" => autoscaler_v2(object),
+        _ if resource.definition.is_some() => renamed(object, &resource.storage_version),
         _ => object,
     }
 }
@@ -41,8 +42,15 @@ pub fn from_stored(resource: &Resource, object: Value) -> Value {
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("events.k8s.io", "events") => event(object, "events.k8s.io/v1", |(old, new)| (old, new)),
         ("autoscaling", "horizontalpodautoscalers") if resource.version == "v1" => autoscaler_v1(object),
+        _ if resource.definition.is_some() => renamed(object, &resource.api_version()),
         _ => object,
     }
+}
+
+/// Versions of a custom resource differ in nothing but their name, unless a webhook converts (which is not served yet).
+fn renamed(mut object: Value, api_version: &str) -> Value {
+    set(&mut object, "apiVersion", api_version);
+    object
 }
 
 fn event(

@@ -6,7 +6,7 @@
 use crate::context::{FieldValidation, Target};
 use crate::protobuf;
 use keelson_api::schema::{self, Field, Shape, Table};
-use keelson_api::{Quantity, Status};
+use keelson_api::{Quantity, Resource, Status};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value, json};
 use std::cell::RefCell;
@@ -40,6 +40,43 @@ pub fn shape_of(group: &str, version: &str, kind: &str) -> Option<Shape> {
     schema::builtin().id(&format!("{prefix}.{version}.{kind}")).map(Shape::Object)
 }
 
+/// The types of a resource's objects: the built-in table, or a custom resource's own.
+pub fn types(resource: &Resource) -> Option<(&Table, Shape)> {
+    match &resource.definition {
+        Some(definition) => Some((&definition.table, definition.root.clone())),
+        None => {
+            let shape = shape_of(&resource.group, &resource.version, &resource.kind)?;
+            Some((schema::builtin(), shape))
+        }
+    }
+}
+
+/// The types of what a target takes: a subresource may take something else than the resource.
+pub fn types_for<'a>(target: &Target<'a>) -> Result<(&'a Table, Shape), Status> {
+    let (group, version, kind) = body_kind(target);
+    let own = group == target.resource.group && kind == target.resource.kind;
+    let found = match (own, shape_of(&group, &version, &kind)) {
+        (true, _) => types(target.resource),
+        (false, shape) => shape.map(|shape| (schema::builtin(), shape)),
+    };
+    found.ok_or_else(|| Status::internal(format!("no schema for {kind} in {group}/{version}")))
+}
+
+/// Whether a body for this target is a custom resource.
+pub fn custom<'a>(target: &Target<'a>) -> Option<&'a keelson_api::Definition> {
+    let definition = target.resource.definition.as_deref()?;
+    (body_kind(target).2 == target.resource.kind).then_some(definition)
+}
+
+/// Canonical form of what a target takes.
+pub fn canonical(target: &Target, value: &mut Value) -> Result<(), String> {
+    if let Some(definition) = custom(target) {
+        return crate::custom::normalize(definition, value);
+    }
+    let (table, shape) = types_for(target).map_err(|status| status.message)?;
+    normalize(table, &shape, value)
+}
+
 /// The schema of what a target takes.
 pub fn shape_for(target: &Target) -> Result<Shape, Status> {
     let (group, version, kind) = body_kind(target);
@@ -55,9 +92,12 @@ pub fn decode(
     validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), Status> {
     let (group, version, kind) = body_kind(target);
+    let media_type = content_type.split(';').next().unwrap_or("").trim();
+    if let Some(definition) = custom(target) {
+        return crate::custom::decode(target, definition, media_type, body, validation);
+    }
     let shape = shape_for(target)?;
     let table = schema::builtin();
-    let media_type = content_type.split(';').next().unwrap_or("").trim();
     let (mut value, strict) = match media_type {
         "application/yaml" => parse_yaml(body, &kind, table, &shape)?,
         "application/json" | "" | "*/*" => parse_json(body, &kind, table, &shape)?,
@@ -143,6 +183,11 @@ fn parse_json(body: &[u8], kind: &str, table: &Table, shape: &Shape) -> Result<(
         return Err(unrecognized(kind, &problem, &shown));
     }
     Ok((value, strict.into_inner()))
+}
+
+/// Parses JSON that no table describes; notes fields that are given twice.
+pub(crate) fn parse_untyped(body: &[u8], kind: &str) -> Result<(Value, Vec<String>), Status> {
+    parse_json(body, kind, schema::builtin(), &Shape::Any)
 }
 
 fn parse_yaml(body: &[u8], kind: &str, table: &Table, shape: &Shape) -> Result<(Value, Vec<String>), Status> {

@@ -90,6 +90,9 @@ pub fn delete(
         return Ok(delete_namespace(next, ctx));
     }
     propagate(target, &mut next, options);
+    if target.resource.plural == "customresourcedefinitions" {
+        crate::resources::definitions::hold(&mut next, ctx);
+    }
     let waits = !items(&next, "metadata.finalizers").is_empty();
     let grace = grace_period(target, current, options);
     if terminating(current) {

@@ -1,13 +1,32 @@
-//! Discovery documents, made from the resource table: legacy ones per path, and the aggregated one.
+//! Discovery documents, made from the rows that are served (built-in, then custom): legacy ones per path, and the
+//! aggregated one.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use keelson_api::resource::{RESOURCES, Resource, Subresource, groups as table_groups};
+use keelson_api::resource::{Resource, Subresource};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 fn group_version(group: &str, version: &str) -> String {
     if group.is_empty() { version.into() } else { format!("{group}/{version}") }
+}
+
+/// Groups in the order of the rows, each with its versions, preferred first.
+pub fn grouped<'a>(rows: &[&'a Resource]) -> Vec<(&'a str, Vec<&'a str>)> {
+    let mut out: Vec<(&str, Vec<&str>)> = vec![];
+    for r in rows {
+        match out.iter_mut().find(|(g, _)| *g == r.group) {
+            Some((_, versions)) if versions.contains(&r.version.as_str()) => {}
+            Some((_, versions)) => {
+                versions.push(&r.version);
+                if r.definition.is_some() {
+                    versions.sort_by_key(|v| keelson_api::definition::rank(v));
+                }
+            }
+            None => out.push((&r.group, vec![&r.version])),
+        }
+    }
+    out
 }
 
 /// `/api`. `address` is host and port under which clients reach this server.
@@ -23,8 +42,8 @@ fn group_body(group: &str, versions: &[&str]) -> Value {
 }
 
 /// `/apis`.
-pub fn groups() -> Value {
-    let list: Vec<Value> = table_groups()
+pub fn groups(rows: &[&Resource]) -> Value {
+    let list: Vec<Value> = grouped(rows)
         .iter()
         .filter(|(g, _)| !g.is_empty())
         .map(|(g, versions)| group_body(g, versions))
@@ -33,8 +52,8 @@ pub fn groups() -> Value {
 }
 
 /// `/apis/{group}`; none when there is no such group.
-pub fn group(name: &str) -> Option<Value> {
-    let (_, versions) = table_groups().into_iter().find(|(g, _)| *g == name && !g.is_empty())?;
+pub fn group(rows: &[&Resource], name: &str) -> Option<Value> {
+    let (_, versions) = grouped(rows).into_iter().find(|(g, _)| *g == name && !g.is_empty())?;
     let mut body = group_body(name, &versions);
     body["kind"] = "APIGroup".into();
     body["apiVersion"] = "v1".into();
@@ -72,9 +91,9 @@ fn sub_entry(r: &Resource, s: &Subresource) -> Value {
 }
 
 /// `/api/v1` and `/apis/{group}/{version}`; none when it is not served.
-pub fn resources(group: &str, version: &str) -> Option<Value> {
+pub fn resources(rows: &[&Resource], group: &str, version: &str) -> Option<Value> {
     let mut served: Vec<&Resource> =
-        RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
+        rows.iter().copied().filter(|r| r.group == group && r.version == version).collect();
     if served.is_empty() {
         return None;
     }
@@ -115,8 +134,8 @@ fn aggregated_resource(r: &Resource) -> Value {
 }
 
 /// The aggregated document: of `/api` when `legacy`, of `/apis` otherwise. `version` is `v2` or `v2beta1`.
-pub fn aggregated(version: &str, legacy: bool) -> Value {
-    let items: Vec<Value> = table_groups()
+pub fn aggregated(rows: &[&Resource], version: &str, legacy: bool) -> Value {
+    let items: Vec<Value> = grouped(rows)
         .into_iter()
         .filter(|(g, _)| g.is_empty() == legacy)
         .map(|(g, versions)| {
@@ -124,7 +143,7 @@ pub fn aggregated(version: &str, legacy: bool) -> Value {
                 .into_iter()
                 .map(|v| {
                     let mut served: Vec<&Resource> =
-                        RESOURCES.iter().filter(|r| r.group == g && r.version == v).collect();
+                        rows.iter().copied().filter(|r| r.group == g && r.version == v).collect();
                     served.sort_by(|a, b| a.plural.cmp(&b.plural));
                     let list: Vec<Value> = served.into_iter().map(aggregated_resource).collect();
                     json!({"version": v, "resources": list, "freshness": "Current"})
@@ -143,7 +162,8 @@ mod tests {
 
     #[test]
     fn storage_hashes_are_upstreams() {
-        let list = resources("apps", "v1").unwrap();
+        let rows: Vec<&Resource> = keelson_api::RESOURCES.iter().collect();
+        let list = resources(&rows, "apps", "v1").unwrap();
         assert_eq!(list["resources"][0]["storageVersionHash"], "85nkx63pcBU=");
     }
 }

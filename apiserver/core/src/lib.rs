@@ -4,6 +4,7 @@
 //! - [`decode`]: bytes to a value, with strict field checks;
 //! - [`create`], [`update`], [`patch`], [`delete`]: what the store should hold next;
 //! - [`bind`], [`evict`], [`token_request`], [`review`]: the actions that are no plain writes;
+//! - [`custom`]: the same for resources that a CustomResourceDefinition describes;
 //! - [`rbac`], [`node`]: who may do what; [`admission`]: what is added or refused on the way;
 //! - [`discovery`], [`openapi`], [`table`], [`bootstrap`]: documents and objects made from the tables.
 //!
@@ -19,6 +20,7 @@ pub mod authz;
 pub mod bootstrap;
 pub mod context;
 pub mod convert;
+pub mod custom;
 pub mod decode;
 pub mod delete;
 pub mod discovery;

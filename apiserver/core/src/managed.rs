@@ -9,7 +9,7 @@ use crate::fieldset::FieldSet;
 use crate::merge::{self, Difference};
 use crate::value::{at, items, map_mut, name, set, take, text};
 use crate::{decode, meta, scale, write};
-use keelson_api::schema::{Shape, builtin};
+use keelson_api::schema::{Shape, Table};
 use keelson_api::{Cause, FieldError, Path, Status};
 use serde_json::{Value, json};
 use std::cmp::Ordering;
@@ -157,17 +157,18 @@ fn strip(set: &mut FieldSet, target: &Target) {
     }
 }
 
-fn shape(target: &Target) -> Result<Shape, Status> {
+fn types<'a>(target: &Target<'a>) -> Result<(&'a Table, Shape), Status> {
     let r = target.resource;
-    decode::shape_of(&r.group, &r.version, &r.kind)
-        .ok_or_else(|| Status::internal(format!("no schema for {}", r.kind)))
+    decode::types(r).ok_or_else(|| Status::internal(format!("no schema for {}", r.kind)))
 }
 
 /// An object of the kind that says nothing.
-fn blank(target: &Target, shape: &Shape) -> Value {
+fn blank(target: &Target) -> Value {
     let mut v = json!({"apiVersion": target.resource.api_version(), "kind": target.resource.kind});
-    // Zero values only; cannot be of a wrong type.
-    let _ = decode::normalize(builtin(), shape, &mut v);
+    if target.resource.definition.is_none() {
+        // Zero values only; cannot be of a wrong type.
+        let _ = decode::canonical(&Target { subresource: None, ..*target }, &mut v);
+    }
     v
 }
 
@@ -187,7 +188,7 @@ pub(crate) fn update(
     manager: &str,
     now: jiff::Timestamp,
 ) -> Result<(), Status> {
-    let shape = shape(target)?;
+    let (table, shape) = types(target)?;
     let given = items(new, "metadata.managedFields");
     if !given.is_empty()
         && given.iter().all(|g| g.as_object().is_some_and(|m| m.is_empty() || is_blank_entry(g)))
@@ -195,7 +196,7 @@ pub(crate) fn update(
         take(new, "metadata.managedFields");
         return Ok(());
     }
-    let empty = blank(target, &shape);
+    let empty = blank(target);
     let before = current.unwrap_or(&empty);
     let given = read(new).filter(|e| !e.is_empty());
     let mut entries = given.or_else(|| read(before)).unwrap_or_default();
@@ -203,7 +204,7 @@ pub(crate) fn update(
         take(new, "metadata.managedFields");
         return Ok(());
     }
-    let difference = stripped(merge::compare(builtin(), &shape, before, new), target);
+    let difference = stripped(merge::compare(table, &shape, before, new), target);
     let changed = difference.added.union(&difference.modified);
     let mut own = Entry {
         manager: if manager.is_empty() { "unknown".into() } else { manager.into() },
@@ -264,8 +265,8 @@ pub(crate) fn apply(
     meta::check_name(target, &config)?;
     let stated = config.clone();
     meta::place(target, &mut config)?;
-    let shape = shape(target)?;
-    merge::check(builtin(), &shape, &config).map_err(|e| {
+    let (table, shape) = types(target)?;
+    merge::check(table, &shape, &config).map_err(|e| {
         let what = format!(
             "{}/{}; {}, Kind={}",
             text(&stated, "metadata.namespace"),
@@ -329,14 +330,14 @@ fn applied(
     options: &WriteOptions,
     ctx: &Context,
 ) -> Result<(Value, Vec<Entry>), Status> {
-    let table = builtin();
+    let (table, _) = types(target)?;
     let mut config = config.clone();
     match target.subresource {
         None if target.resource.subresource("status").is_some() => drop(take(&mut config, "status")),
         Some("status") => drop(take(&mut config, "spec")),
         _ => {}
     }
-    let empty = blank(target, shape);
+    let empty = blank(target);
     let before = current.unwrap_or(&empty);
     let mut entries = read(before).unwrap_or_default();
     if current.is_some() && entries.is_empty() {
@@ -510,7 +511,7 @@ fn apply_scale(
         "metadata": {"name": target.name, "namespace": target.namespace},
         "spec": {"replicas": replicas},
     });
-    let shape = shape(target)?;
+    let (_, shape) = types(target)?;
     let (next, entries) = applied(target, Some(current), &config, &shape, options, ctx)?;
     let main = Target { subresource: None, ..*target };
     let mut outcome = finish(&main, Some(current), next, entries, options, ctx)?;

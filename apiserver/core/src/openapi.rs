@@ -3,10 +3,9 @@
 //! They carry what clients decide by: names and types of fields, list types and merge keys, group-version-kinds, and that
 //! `dryRun` and `fieldValidation` are understood. Prose is left out.
 
-use keelson_api::resource::{RESOURCES, Resource, Subresource, groups};
+use keelson_api::resource::{Resource, Subresource};
 use keelson_api::schema::{Field, ListType, Shape, Table, Type, TypeId, builtin};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
@@ -16,35 +15,14 @@ fn root(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
-/// Content hash of a document, as it stands in the index.
-pub fn hash(document: &Value) -> String {
-    let digest = Sha256::digest(document.to_string());
-    digest.iter().take(32).map(|b| format!("{b:02X}")).collect()
-}
-
-/// `/openapi/v3`: where the documents are.
-pub fn index() -> Value {
-    let mut paths = Map::new();
-    for (group, versions) in groups() {
-        for version in versions {
-            let path = root(group, version);
-            if let Some(document) = v3(group, version) {
-                let url = format!("/openapi/v3/{path}?hash={}", hash(&document));
-                paths.insert(path, json!({"serverRelativeURL": url}));
-            }
-        }
-    }
-    json!({"paths": paths})
-}
-
 /// `/openapi/v3/…` of a group and version; none when it is not served.
-pub fn v3(group: &str, version: &str) -> Option<Value> {
+pub fn v3(rows: &[&Resource], group: &str, version: &str) -> Option<Value> {
     let served: Vec<&Resource> =
-        RESOURCES.iter().filter(|r| r.group == group && r.version == version).collect();
+        rows.iter().copied().filter(|r| r.group == group && r.version == version).collect();
     if served.is_empty() {
         return None;
     }
-    let mut doc = Document { third: true, paths: Map::new(), used: BTreeSet::new() };
+    let mut doc = Document::new(true);
     for r in served {
         doc.resource(r);
     }
@@ -59,9 +37,9 @@ pub fn v3(group: &str, version: &str) -> Option<Value> {
 }
 
 /// `/openapi/v2`.
-pub fn v2() -> Value {
-    let mut doc = Document { third: false, paths: Map::new(), used: BTreeSet::new() };
-    for r in RESOURCES.iter() {
+pub fn v2(rows: &[&Resource]) -> Value {
+    let mut doc = Document::new(false);
+    for r in rows {
         doc.resource(r);
     }
     let definitions = doc.schemas();
@@ -80,6 +58,8 @@ struct Document {
     third: bool,
     paths: Map<String, Value>,
     used: BTreeSet<TypeId>,
+    /// Types of custom resources.
+    custom: Map<String, Value>,
 }
 
 /// How an operation is called in `x-kubernetes-action` and what it takes.
@@ -135,7 +115,36 @@ const PATCH_TYPES: [&str; 4] = [
 ];
 
 impl Document {
+    fn new(third: bool) -> Document {
+        Document { third, paths: Map::new(), used: BTreeSet::new(), custom: Map::new() }
+    }
+
+    /// The types of a custom resource: its schema with what every object has, and its list.
+    fn describe(&mut self, r: &Resource) {
+        let Some(definition) = &r.definition else { return };
+        let gvk = |kind: &str| json!([{"group": r.group, "version": r.version, "kind": kind}]);
+        let (meta, list_meta) =
+            (self.reference(&format!("{META}.ObjectMeta")), self.reference(&format!("{META}.ListMeta")));
+        let mut schema = definition.schema.clone();
+        if !schema.is_object() {
+            schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        }
+        let text = json!({"type": "string"});
+        for (field, kind) in [("apiVersion", &text), ("kind", &text), ("metadata", &meta)] {
+            crate::value::set(&mut schema, &format!("properties.{field}"), kind.clone());
+        }
+        schema["x-kubernetes-group-version-kind"] = gvk(&r.kind);
+        self.custom.insert(r.schema.clone(), schema);
+        let item = json!({"$ref": format!("{}{}", self.prefix(), r.schema)});
+        let list = json!({
+            "type": "object", "required": ["items"], "x-kubernetes-group-version-kind": gvk(&format!("{}List", r.kind)),
+            "properties": {"apiVersion": text, "kind": text, "metadata": list_meta, "items": {"type": "array", "items": item}},
+        });
+        self.custom.insert(format!("{}List", r.schema), list);
+    }
+
     fn resource(&mut self, r: &Resource) {
+        self.describe(r);
         let base = format!("/{}", root(&r.group, &r.version));
         let scope = if r.namespaced { format!("{base}/namespaces/{{namespace}}") } else { base.clone() };
         let collection = format!("{scope}/{}", r.plural);
@@ -231,7 +240,8 @@ impl Document {
             }
             kind => format!("io.k8s.api.{}.{version}.{kind}", group.split('.').next().unwrap_or(group)),
         };
-        let connects = builtin().id(&schema).is_none() || s.name == "log";
+        let known = builtin().id(&schema).is_some() || self.custom.contains_key(&schema);
+        let connects = !known || s.name == "log";
         let patch = format!("{META}.Patch");
         let gvk = (group, version, s.kind.as_str());
         for verb in &s.verbs {
@@ -258,6 +268,7 @@ impl Document {
                 self.used.insert(id);
                 json!({"$ref": format!("{}{name}", self.prefix())})
             }
+            None if self.custom.contains_key(name) => json!({"$ref": format!("{}{name}", self.prefix())}),
             None => json!({"type": "object"}),
         }
     }
@@ -332,7 +343,7 @@ impl Document {
     /// The schemas that are referred to, with those they refer to.
     fn schemas(&mut self) -> Map<String, Value> {
         let table = builtin();
-        let mut out = Map::new();
+        let mut out = self.custom.clone();
         let mut todo: Vec<TypeId> = self.used.iter().copied().collect();
         while let Some(id) = todo.pop() {
             let ty = table.get(id);
@@ -494,7 +505,8 @@ mod tests {
 
     #[test]
     fn every_reference_resolves() {
-        let doc = v3("apps", "v1").unwrap();
+        let rows: Vec<&Resource> = keelson_api::RESOURCES.iter().collect();
+        let doc = v3(&rows, "apps", "v1").unwrap();
         let text = doc.to_string();
         for part in text.split("#/components/schemas/").skip(1) {
             let name = part.split('"').next().unwrap();
@@ -508,7 +520,7 @@ mod tests {
 
     #[test]
     fn version_two_has_unique_operation_names() {
-        let doc = v2();
+        let doc = v2(&keelson_api::RESOURCES.iter().collect::<Vec<_>>());
         let mut seen = BTreeSet::new();
         for item in doc["paths"].as_object().unwrap().values() {
             for op in item.as_object().unwrap().values().filter_map(|o| o.get("operationId")) {

@@ -5,7 +5,7 @@
 use crate::context::{Context, FieldValidation, Outcome, PatchType, Target, WriteOptions};
 use crate::value::{take, text};
 use crate::{decode, managed, meta, scale, strategic, write};
-use keelson_api::{FieldError, Path, Status, schema};
+use keelson_api::{FieldError, Path, Status};
 use serde_json::Value;
 
 const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
@@ -28,7 +28,6 @@ pub fn patch(
     let is_scale = target.subresource == Some("scale");
     let before = if is_scale { scale::read(target.resource, current)? } else { current.clone() };
     let (mut patched, strict) = apply_patch(target, &before, patch_type, body)?;
-    let shape = decode::shape_for(target)?;
     check_kind(target, &patched)?;
     let (group, version, kind) = decode::body_kind(target);
     crate::value::set(
@@ -38,7 +37,7 @@ pub fn patch(
     );
     crate::value::set(&mut patched, "kind", kind);
     let shown = patched.clone();
-    decode::normalize(schema::builtin(), &shape, &mut patched).map_err(|e| match patch_type {
+    decode::canonical(target, &mut patched).map_err(|e| match patch_type {
         PatchType::Strategic if e.starts_with("illegal") => {
             let shown = go_map(&serde_json::from_slice(body).unwrap_or(Value::Null));
             unprocessable(&shown, &format!("error decoding from json: {e}"))
@@ -82,8 +81,10 @@ fn apply_patch(
     let decoding = |e: &dyn std::fmt::Display| Status::bad_request(format!("error decoding patch: {e}"));
     let parsed: Value = serde_json::from_slice(body)
         .map_err(|e| if e.is_eof() { decoding(&"unexpected end of JSON input") } else { decoding(&e) })?;
-    let shape = decode::shape_for(target)?;
-    let table = schema::builtin();
+    if patch_type == PatchType::Strategic && decode::custom(target).is_some() {
+        return Err(unknown_patch());
+    }
+    let (table, shape) = decode::types_for(target)?;
     let patched = match patch_type {
         PatchType::Json => json_patch(before, parsed)?,
         PatchType::Merge | PatchType::Strategic => {
@@ -106,9 +107,20 @@ fn apply_patch(
         }
         PatchType::Apply => return Err(Status::internal("apply is no patch of text")),
     };
+    if let Some(definition) = decode::custom(target) {
+        let strict = crate::custom::unknown_fields(definition, &patched);
+        return Ok((patched, strict));
+    }
     let mut strict = vec![];
     decode::unknown_fields(table, &shape, &patched, "", &mut strict);
     Ok((patched, strict))
+}
+
+/// 415 of a strategic patch where no type says how lists merge.
+fn unknown_patch() -> Status {
+    let accepted =
+        ["application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"];
+    Status::unsupported_media_type(&accepted)
 }
 
 fn check_kind(target: &Target, patched: &Value) -> Result<(), Status> {

@@ -9,6 +9,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use keelson_api::schema::{Field, Shape, Table, TypeId};
 use serde_json::{Map, Value, json};
 
+mod encode;
+
+pub use encode::{TAIL, encode, envelope, head, list_item, list_meta, message_of, partial, watch_frame};
+
 /// First bytes of an enveloped object.
 pub const MAGIC: &[u8] = b"k8s\0";
 /// Deepest nesting that is read.
@@ -193,7 +197,53 @@ fn raw(table: &Table, bytes: &[u8]) -> Result<Value, String> {
     serde_json::from_slice(bytes).map_err(|e| e.to_string())
 }
 
+/// Types of custom resources' schemas that are one thing or another in JSON, and a message with both in protobuf.
+#[derive(Clone, Copy)]
+enum Union {
+    OrBool,
+    OrArray,
+    OrStringArray,
+}
+
+fn union_of(type_name: &str) -> Option<Union> {
+    Some(match type_name {
+        "JSONSchemaPropsOrBool" => Union::OrBool,
+        "JSONSchemaPropsOrArray" => Union::OrArray,
+        "JSONSchemaPropsOrStringArray" => Union::OrStringArray,
+        _ => return None,
+    })
+}
+
+fn json_schema(table: &Table) -> Result<Shape, String> {
+    let name = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+    table.id(name).map(Shape::Object).ok_or_else(|| format!("no schema for {name}"))
+}
+
+fn union_value(table: &Table, union: Union, bytes: &[u8], depth: usize) -> Result<Value, String> {
+    let props = json_schema(table)?;
+    let (mut reader, mut list, mut schema, mut allows) = (Reader(bytes), vec![], None, false);
+    while let Some((tag, wire)) = reader.next()? {
+        match (union, tag) {
+            (Union::OrBool, 1) => allows = wire.int()? != 0,
+            (Union::OrBool, 2) | (Union::OrArray | Union::OrStringArray, 1) => {
+                schema = Some(value(table, &props, &wire, depth + 1)?);
+            }
+            (Union::OrArray, 2) => list.push(value(table, &props, &wire, depth + 1)?),
+            (Union::OrStringArray, 2) => list.push(value(table, &Shape::String, &wire, depth + 1)?),
+            _ => {}
+        }
+    }
+    Ok(match (schema, union) {
+        (Some(schema), _) => schema,
+        (None, Union::OrBool) => allows.into(),
+        (None, _) => list.into(),
+    })
+}
+
 fn object(table: &Table, id: TypeId, bytes: &[u8], depth: usize) -> Result<Value, String> {
+    if let Some(union) = union_of(table.get(id).short_name()) {
+        return union_value(table, union, bytes, depth);
+    }
     if let Some(alias) = &table.get(id).alias {
         return message_value(table, alias, bytes, depth + 1);
     }

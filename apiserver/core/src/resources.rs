@@ -8,11 +8,19 @@ use crate::meta::NameCheck;
 use keelson_api::{ErrorList, Resource, Status, names};
 use serde_json::Value;
 
+pub mod addresses;
+pub mod admission_kinds;
+pub mod apiservices;
 pub mod apps;
 pub mod autoscaling;
 pub mod config;
 pub mod core_misc;
+pub mod daemonsets;
+pub mod definitions;
+pub mod devices;
 pub mod events;
+pub mod flowcontrol;
+pub mod jobs;
 pub mod namespaces;
 pub mod networking;
 pub mod nodes;
@@ -24,8 +32,12 @@ pub mod pod_volumes;
 pub mod pods;
 pub mod policy;
 pub mod rbac_kinds;
+pub mod replication;
+pub mod runtimeclasses;
 pub mod services;
+pub mod statefulsets;
 pub mod storage;
+pub mod storage_capacity;
 pub mod volumes;
 
 /// What is particular to a resource. Every method has the answer of a plain resource.
@@ -82,6 +94,10 @@ impl Strategy for Plain {}
 
 /// The strategy of a resource.
 pub fn strategy(resource: &Resource) -> &'static dyn Strategy {
+    if resource.definition.is_some() {
+        let status = resource.subresource("status").is_some();
+        return if status { &crate::custom::WithStatus } else { &crate::custom::Plain };
+    }
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "configmaps") => &config::ConfigMaps,
         ("", "secrets") => &config::Secrets,
@@ -99,6 +115,12 @@ pub fn strategy(resource: &Resource) -> &'static dyn Strategy {
         ("events.k8s.io", "events") => &events::Events { old_form: false },
         ("apps", "deployments") => &apps::Deployments,
         ("apps", "replicasets") => &apps::ReplicaSets,
+        ("apps", "daemonsets") => &daemonsets::DaemonSets,
+        ("apps", "statefulsets") => &statefulsets::StatefulSets,
+        ("batch", "jobs") => &jobs::Jobs,
+        ("batch", "cronjobs") => &jobs::CronJobs,
+        ("", "replicationcontrollers") => &replication::ReplicationControllers,
+        ("", "podtemplates") => &replication::PodTemplates,
         ("apps", "controllerrevisions") => &apps::ControllerRevisions,
         ("autoscaling", "horizontalpodautoscalers") => &autoscaling::HorizontalPodAutoscalers,
         ("coordination.k8s.io", "leases") => &core_misc::Leases,
@@ -115,7 +137,28 @@ pub fn strategy(resource: &Resource) -> &'static dyn Strategy {
         ("storage.k8s.io", "storageclasses") => &storage::StorageClasses,
         ("storage.k8s.io", "csidrivers") => &storage::CsiDrivers,
         ("storage.k8s.io", "csinodes") => &storage::CsiNodes,
+        ("storage.k8s.io", "csistoragecapacities") => &storage_capacity::StorageCapacities,
+        ("storage.k8s.io", "volumeattributesclasses") => &storage_capacity::VolumeAttributesClasses,
         ("storage.k8s.io", "volumeattachments") => &storage::VolumeAttachments,
+        ("apiextensions.k8s.io", "customresourcedefinitions") => &definitions::Definitions,
+        ("node.k8s.io", "runtimeclasses") => &runtimeclasses::RuntimeClasses,
+        ("networking.k8s.io", "servicecidrs") => &addresses::ServiceCidrs,
+        ("networking.k8s.io", "ipaddresses") => &addresses::IpAddresses,
+        ("apiregistration.k8s.io", "apiservices") => &apiservices::ApiServices,
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => &flowcontrol::FlowSchemas,
+        ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => &flowcontrol::PriorityLevels,
+        ("resource.k8s.io", "deviceclasses") => &devices::DeviceClasses,
+        ("resource.k8s.io", "resourceclaims") => &devices::ResourceClaims,
+        ("resource.k8s.io", "resourceclaimtemplates") => &devices::ResourceClaimTemplates,
+        ("resource.k8s.io", "resourceslices") => &devices::ResourceSlices,
+        ("admissionregistration.k8s.io", plural) => match plural {
+            "mutatingwebhookconfigurations" => &admission_kinds::Webhooks { mutating: true },
+            "validatingwebhookconfigurations" => &admission_kinds::Webhooks { mutating: false },
+            "mutatingadmissionpolicies" => &admission_kinds::Policies { mutating: true },
+            "validatingadmissionpolicies" => &admission_kinds::Policies { mutating: false },
+            "mutatingadmissionpolicybindings" => &admission_kinds::Bindings { mutating: true },
+            _ => &admission_kinds::Bindings { mutating: false },
+        },
         _ => &Plain,
     }
 }

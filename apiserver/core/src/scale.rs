@@ -16,7 +16,15 @@ pub fn read(resource: &Resource, object: &Value) -> Result<Value, Status> {
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         crate::value::copy(&object["metadata"], &mut metadata, field);
     }
-    let selector = LabelSelector::from_object(at(object, "spec.selector")).to_string();
+    if let Some(definition) = &resource.definition {
+        return custom(&definition.scale, object, metadata);
+    }
+    let selector = at(object, "spec.selector");
+    let selector = if resource.plural == "replicationcontrollers" {
+        LabelSelector::from_map(selector).to_string()
+    } else {
+        LabelSelector::from_object(selector).to_string()
+    };
     let mut status = json!({"replicas": int(object, "status.replicas")});
     if !selector.is_empty() {
         set(&mut status, "selector", selector);
@@ -28,6 +36,39 @@ pub fn read(resource: &Resource, object: &Value) -> Result<Value, Status> {
     Ok(
         json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status}),
     )
+}
+
+/// The Scale of a custom resource, from where its definition says.
+fn custom(paths: &Value, object: &Value, metadata: Value) -> Result<Value, Status> {
+    let path = |field: &str| text(paths, field).trim_start_matches('.').to_owned();
+    let replicas = at(object, &path("specReplicasPath")).as_i64();
+    let Some(replicas) = replicas else {
+        return Err(Status::internal(format!(
+            "the spec replicas field {} does not exist",
+            keelson_api::field::quote(text(paths, "specReplicasPath"))
+        )));
+    };
+    let mut spec = json!({});
+    if replicas != 0 {
+        set(&mut spec, "replicas", replicas);
+    }
+    let mut status = json!({"replicas": int(object, &path("statusReplicasPath"))});
+    let selector = path("labelSelectorPath");
+    if !selector.is_empty() && !text(object, &selector).is_empty() {
+        set(&mut status, "selector", text(object, &selector));
+    }
+    Ok(
+        json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status}),
+    )
+}
+
+/// Where an object keeps the number it is to have.
+fn replicas_path(resource: &Resource) -> String {
+    let given = resource
+        .definition
+        .as_ref()
+        .map(|d| text(&d.scale, "specReplicasPath").trim_start_matches('.').to_owned());
+    given.filter(|p| !p.is_empty()).unwrap_or_else(|| "spec.replicas".into())
 }
 
 /// What the object should be after its Scale was written; the answer is the new Scale.
@@ -57,7 +98,7 @@ pub fn update(
         return Err(Status::invalid_kind("autoscaling", "Scale", target.name, vec![error]));
     }
     let mut new = current.clone();
-    set(&mut new, "spec.replicas", replicas);
+    set(&mut new, &replicas_path(target.resource), replicas);
     set(&mut new, "metadata.resourceVersion", at(&scale, "metadata.resourceVersion").clone());
     let uid = text(&scale, "metadata.uid");
     if !uid.is_empty() {

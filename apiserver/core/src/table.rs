@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 mod cells;
+mod custom;
 mod pod;
 
 const COLUMNS: &str = include_str!("../data/columns.txt");
@@ -65,7 +66,9 @@ pub fn table(
 ) -> Value {
     let key = format!("{}/{}", resource.group, resource.plural);
     let columns = TABLE.get(key.as_str());
+    let custom = resource.definition.as_deref().filter(|d| !d.columns.is_empty());
     let definitions: Vec<Value> = match columns {
+        _ if custom.is_some() => custom::definitions(custom),
         Some(columns) => columns
             .iter()
             .map(|c| json!({"name": c.name, "type": c.kind, "format": c.format, "description": "", "priority": c.priority}))
@@ -81,8 +84,12 @@ pub fn table(
     let rows: Vec<Value> = objects
         .iter()
         .map(|o| {
-            let cells =
-                cells::of(resource, o, now).unwrap_or_else(|| vec![json!(name(o)), json!(age(o, now))]);
+            let cells = match custom {
+                Some(definition) => custom::cells(definition, o, now),
+                None => {
+                    cells::of(resource, o, now).unwrap_or_else(|| vec![json!(name(o)), json!(age(o, now))])
+                }
+            };
             let mut row = json!({"cells": cells});
             match include {
                 Include::None => row["object"] = Value::Null,

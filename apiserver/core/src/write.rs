@@ -7,7 +7,6 @@ use crate::managed;
 use crate::meta;
 use crate::resources::{Strategy, strategy};
 use crate::value::{items, map_mut, set, take, terminating, text};
-use keelson_api::schema;
 use keelson_api::{ErrorList, FieldError, Path, Status};
 use serde_json::{Value, json};
 
@@ -50,6 +49,7 @@ pub(crate) fn create_with(
     let mut errors = ErrorList::new();
     meta::validate(target, &object, strategy.name_check(), &mut errors);
     strategy.validate(&object, &mut errors);
+    custom_rules(target, &object, &mut errors);
     check(target, &object, errors)?;
     admission::validate_create(target, &object, ctx)?;
     let claims = strategy.allocate(target, None, &mut object, ctx)?;
@@ -67,12 +67,21 @@ fn check(target: &Target, object: &Value, errors: ErrorList) -> Result<(), Statu
     Err(Status::invalid_kind(group, &target.resource.kind, text(object, "metadata.name"), errors))
 }
 
+/// What a definition demands of its objects.
+fn custom_rules(target: &Target, object: &Value, errors: &mut ErrorList) {
+    let Some(definition) = &target.resource.definition else { return };
+    let kind = text(object, "kind");
+    if kind != target.resource.kind {
+        let detail = format!("must be {}", target.resource.kind);
+        errors.push(FieldError::invalid(&Path::new("kind"), kind, &detail));
+    }
+    crate::custom::validate(definition, object, errors);
+}
+
 /// Defaults and canonical form.
 fn finish(target: &Target, strategy: &dyn Strategy, object: &mut Value) -> Result<(), Status> {
     strategy.default(object);
-    let shape = decode::shape_of(&target.resource.group, &target.resource.version, &target.resource.kind)
-        .ok_or_else(|| Status::internal(format!("no schema for {}", target.resource.kind)))?;
-    decode::normalize(schema::builtin(), &shape, object).map_err(Status::bad_request)
+    decode::canonical(&Target { subresource: None, ..*target }, object).map_err(Status::bad_request)
 }
 
 /// What is never stored.
@@ -188,6 +197,7 @@ pub(crate) fn update_with(
     if target.subresource.is_none() {
         strategy.validate(&new, &mut errors);
     }
+    custom_rules(target, &new, &mut errors);
     strategy.validate_update(target, current, &new, &mut errors);
     check(target, current, errors)?;
     admission::validate_update(target, current, &new, ctx)?;

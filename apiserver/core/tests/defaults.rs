@@ -96,6 +96,12 @@ fn defaults_are_upstreams() {
             FieldValidation::Warn,
         )
         .and_then(|(object, _)| core::create(&target, object, &options, &ctx));
+        // The recording has a mark where a uid was.
+        let got = got.map(|mut outcome| {
+            let text = outcome.object.to_string().replace(ctx.uid, "UID");
+            outcome.object = serde_json::from_str(&text).unwrap();
+            outcome
+        });
         judged += 1;
         match got {
             Ok(outcome) if bare(&outcome.object) == bare(&case["out"]) => {}

@@ -1,6 +1,6 @@
 //! What the server says about itself: discovery, OpenAPI, version, token keys, metrics, the list of paths.
 //!
-//! Documents are built when first asked for and kept as bytes; they change only with the binary.
+//! Documents are built when first asked for and kept as bytes until the custom resources change.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, ETAG, EXPIRES, HeaderValue, IF_NONE_MATCH, LOCATION, VARY};
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
-use keelson_api::{RESOURCES, Status};
+use keelson_api::{RESOURCES, Resource, Status};
 use keelson_apiserver_core::{discovery, openapi};
 use keelson_store_proto::etcdserverpb::StatusRequest;
 use serde_json::{Value, json};
@@ -47,11 +47,22 @@ fn hash(bytes: &[u8]) -> String {
 #[derive(Default)]
 pub struct Documents {
     kept: Mutex<BTreeMap<String, Document>>,
-    /// Names the edition of everything that is made from the tables.
+    /// Of which custom resources `kept` tells.
+    of: Mutex<u64>,
+    /// Names the edition of everything that is made from the built-in tables.
     edition: OnceLock<String>,
 }
 
 impl Documents {
+    /// Forgets what is kept when the custom resources (named by a number) are others than before.
+    fn of(&self, custom: u64) {
+        let mut of = self.of.lock().unwrap_or_else(PoisonError::into_inner);
+        if *of != custom {
+            *of = custom;
+            self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
     fn get(&self, name: &str, build: impl FnOnce() -> Option<Value>) -> Option<Document> {
         let kept = |documents: &Documents| {
             documents.kept.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
@@ -79,20 +90,24 @@ pub async fn answer(server: &Arc<Server>, query: &Query, request: &Request<Incom
         return if known(path) { respond::status(&Status::method_not_allowed()) } else { not_found() };
     }
     let parts: Vec<&str> = path.split('/').skip(1).collect();
+    let rows = &server.rows();
+    server.documents.of(server.definitions.edition());
     match parts.as_slice() {
         [] | [""] => respond::json(200, &json!({"paths": paths()})),
         ["version"] => respond::json(200, &version()),
-        ["api"] | ["apis"] => groups(server, headers, parts[0] == "api"),
-        ["api", "v1"] => resources("", "v1"),
-        ["apis", group] => match group_document(group) {
+        ["api"] | ["apis"] => groups(server, rows, headers, parts[0] == "api"),
+        ["api", "v1"] => resources(rows, "", "v1"),
+        ["apis", group] => match group_document(rows, group) {
             Some(value) => respond::json(200, &value),
             None => not_found(),
         },
-        ["apis", group, version] => resources(group, version),
-        ["openapi", "v2"] => openapi_v2(server, headers),
-        ["openapi", "v3"] => openapi_index(server),
-        ["openapi", "v3", "api", version] => openapi_v3(server, query, headers, "", version),
-        ["openapi", "v3", "apis", group, version] => openapi_v3(server, query, headers, group, version),
+        ["apis", group, version] => resources(rows, group, version),
+        ["openapi", "v2"] => openapi_v2(server, rows, headers),
+        ["openapi", "v3"] => openapi_index(server, rows),
+        ["openapi", "v3", "api", version] => openapi_v3(server, rows, query, headers, ("", version)),
+        ["openapi", "v3", "apis", group, version] => {
+            openapi_v3(server, rows, query, headers, (group, version))
+        }
         ["metrics"] => metrics(server).await,
         [".well-known", "openid-configuration"] => openid(server, request),
         ["openid", "v1", "jwks"] => {
@@ -146,27 +161,27 @@ fn version() -> Value {
     })
 }
 
-fn group_document(group: &str) -> Option<Value> {
+fn group_document(rows: &[&Resource], group: &str) -> Option<Value> {
     if group == "metrics.k8s.io" {
         let mut value = metrics_api::group();
         value["kind"] = json!("APIGroup");
         value["apiVersion"] = json!("v1");
         return Some(value);
     }
-    discovery::group(group)
+    discovery::group(rows, group)
 }
 
-fn resources(group: &str, version: &str) -> Response {
+fn resources(rows: &[&Resource], group: &str, version: &str) -> Response {
     let value = if format!("{group}/{version}") == metrics_api::API_VERSION {
         Some(metrics_api::resources())
     } else {
-        discovery::resources(group, version)
+        discovery::resources(rows, group, version)
     };
     value.map_or_else(not_found, |value| respond::json(200, &value))
 }
 
 /// `/api` and `/apis`, aggregated where the client asks for that.
-fn groups(server: &Server, headers: &HeaderMap, legacy: bool) -> Response {
+fn groups(server: &Server, rows: &[&Resource], headers: &HeaderMap, legacy: bool) -> Response {
     for clause in clauses(headers) {
         if !matches!(clause.media_type, "application/json" | "*/*" | "application/*") {
             continue;
@@ -174,34 +189,34 @@ fn groups(server: &Server, headers: &HeaderMap, legacy: bool) -> Response {
         let wanted =
             clause.param("as") == "APIGroupDiscoveryList" && clause.param("g") == "apidiscovery.k8s.io";
         if wanted && clause.param("v") == "v2" {
-            return aggregated(server, headers, legacy);
+            return aggregated(server, rows, headers, legacy);
         }
         if clause.param("as").is_empty() {
-            return plain_groups(server, legacy);
+            return plain_groups(server, rows, legacy);
         }
     }
     if headers.contains_key(http::header::ACCEPT) {
         return respond::status(&Status::not_acceptable(&crate::request::MEDIA_TYPES));
     }
-    plain_groups(server, legacy)
+    plain_groups(server, rows, legacy)
 }
 
-fn plain_groups(server: &Server, legacy: bool) -> Response {
+fn plain_groups(server: &Server, rows: &[&Resource], legacy: bool) -> Response {
     if legacy {
         let address = format!("{}:{}", server.config.advertise_address, server.port);
         return respond::json(200, &discovery::api_versions(&address));
     }
-    let mut groups = discovery::groups();
+    let mut groups = discovery::groups(rows);
     if let Some(list) = groups["groups"].as_array_mut() {
         list.push(metrics_api::group());
     }
     respond::json(200, &groups)
 }
 
-fn aggregated(server: &Server, headers: &HeaderMap, legacy: bool) -> Response {
+fn aggregated(server: &Server, rows: &[&Resource], headers: &HeaderMap, legacy: bool) -> Response {
     let name = if legacy { "discovery/api" } else { "discovery/apis" };
     let build = || {
-        let mut value = discovery::aggregated("v2", legacy);
+        let mut value = discovery::aggregated(rows, "v2", legacy);
         if let (false, Some(items)) = (legacy, value["items"].as_array_mut()) {
             items.push(metrics_api::aggregated());
         }
@@ -244,13 +259,13 @@ fn large(headers: &HeaderMap, content_type: &str, bytes: Bytes) -> Response {
     respond::answer(200, content_type, respond::full(bytes))
 }
 
-fn openapi_v2(server: &Server, headers: &HeaderMap) -> Response {
+fn openapi_v2(server: &Server, rows: &[&Resource], headers: &HeaderMap) -> Response {
     let json =
         clauses(headers).iter().any(|c| matches!(c.media_type, "application/json" | "*/*" | "application/*"));
     if !json && headers.contains_key(http::header::ACCEPT) {
         return respond::status(&Status::not_acceptable(&["application/json"]));
     }
-    let Some(document) = server.documents.get("openapi/v2", || Some(openapi::v2())) else {
+    let Some(document) = server.documents.get("openapi/v2", || Some(openapi::v2(rows))) else {
         return not_found();
     };
     let etag = format!("\"{}\"", document.hash);
@@ -267,17 +282,21 @@ fn openapi_v2(server: &Server, headers: &HeaderMap) -> Response {
 }
 
 /// The edition of an OpenAPI document: it changes with the binary, so the index needs not build any.
-fn openapi_hash(server: &Server, group: &str, version: &str) -> String {
-    hash(format!("{} {group}/{version}", server.documents.edition()).as_bytes())
+fn openapi_hash(server: &Server, rows: &[&Resource], group: &str, version: &str) -> String {
+    let mut text = format!("{} {group}/{version}", server.documents.edition());
+    for row in rows.iter().filter(|r| r.definition.is_some() && r.group == group && r.version == version) {
+        text.push_str(&format!("{row:?}"));
+    }
+    hash(text.as_bytes())
 }
 
-fn openapi_index(server: &Server) -> Response {
+fn openapi_index(server: &Server, rows: &[&Resource]) -> Response {
     let mut paths = serde_json::Map::new();
-    for (group, versions) in keelson_api::resource::groups() {
+    for (group, versions) in discovery::grouped(rows) {
         for version in versions {
             let path =
                 if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") };
-            let hash = openapi_hash(server, group, version);
+            let hash = openapi_hash(server, rows, group, version);
             paths.insert(
                 path.clone(),
                 json!({"serverRelativeURL": format!("/openapi/v3/{path}?hash={hash}")}),
@@ -287,14 +306,20 @@ fn openapi_index(server: &Server) -> Response {
     respond::answer(200, "text/plain; charset=utf-8", respond::full(json!({"paths": paths}).to_string()))
 }
 
-fn openapi_v3(server: &Server, query: &Query, headers: &HeaderMap, group: &str, version: &str) -> Response {
-    let served = RESOURCES.iter().any(|r| r.group == group && r.version == version);
+fn openapi_v3(
+    server: &Server,
+    rows: &[&Resource],
+    query: &Query,
+    headers: &HeaderMap,
+    (group, version): (&str, &str),
+) -> Response {
+    let served = rows.iter().any(|r| r.group == group && r.version == version);
     let json =
         clauses(headers).iter().any(|c| matches!(c.media_type, "application/json" | "*/*" | "application/*"));
     if !json && headers.contains_key(http::header::ACCEPT) {
         return respond::status(&Status::not_acceptable(&["application/json"]));
     }
-    let hash = openapi_hash(server, group, version);
+    let hash = openapi_hash(server, rows, group, version);
     let etag = format!("\"{hash}\"");
     let asked = query.get("hash");
     if served && !asked.is_empty() && asked != hash {
@@ -306,7 +331,7 @@ fn openapi_v3(server: &Server, query: &Query, headers: &HeaderMap, group: &str, 
         return response;
     }
     // Large and seldom asked for (clients keep them for a year): built each time, not kept.
-    let Some(value) = served.then(|| openapi::v3(group, version)).flatten() else { return not_found() };
+    let Some(value) = served.then(|| openapi::v3(rows, group, version)).flatten() else { return not_found() };
     let mut response = if matches_etag(headers, &etag) {
         unchanged()
     } else {
@@ -340,6 +365,7 @@ async fn metrics(server: &Arc<Server>) -> Response {
         let mut out: Vec<_> = server
             .hub
             .caches()
+            .into_iter()
             .filter_map(|cache| cache.resources.first().map(|r| (r.group_resource(), cache.count())))
             .collect();
         out.sort();

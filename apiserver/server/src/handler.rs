@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::config::Peer;
 use crate::metrics::Labels;
-use crate::request::{Accept, Info, Query};
+use crate::request::{Accept, Encoding, Info, Query};
 use crate::respond::{self, Response};
 use crate::server::{Call, REQUEST_TIMEOUT, Server, read_body};
 use crate::{
@@ -23,6 +23,8 @@ use crate::{
     write,
 };
 
+/// What everybody hears who still uses Endpoints.
+const ENDPOINTS: &str = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
 /// Paths that are answered whoever asks.
 const ALWAYS_ALLOWED: [&str; 3] = ["/healthz", "/livez", "/readyz"];
 
@@ -36,7 +38,7 @@ pub async fn handle(
     let started = Instant::now();
     let query = Query::parse(request.uri().query());
     let info = Info::read(request.method(), request.uri().path(), &query);
-    let (labels, long) = labels(&info, &query);
+    let (labels, long) = labels(&server, &info, &query);
     let audit = audit_id(&request);
     server.metrics.inflight.fetch_add(1, Ordering::Relaxed);
     let answer =
@@ -71,7 +73,7 @@ fn audit_id(request: &Request<Incoming>) -> String {
 }
 
 /// What the request is counted as, and whether it may take long.
-fn labels(info: &Info, query: &Query) -> (Labels, bool) {
+fn labels(server: &Server, info: &Info, query: &Query) -> (Labels, bool) {
     let Some(api) = &info.api else {
         return (Labels { verb: info.verb.to_uppercase(), ..Labels::default() }, false);
     };
@@ -89,15 +91,15 @@ fn labels(info: &Info, query: &Query) -> (Labels, bool) {
         (true, true) => "cluster",
     };
     // Names that nobody serves are not counted apart, or a client could fill the memory with them.
-    let known = api.find().is_some();
+    let found = server.find(api);
+    let known = found.is_some();
     let keep = |text: &str| if known { text.to_owned() } else { String::new() };
     let labels = Labels {
         verb,
         group: keep(&api.group),
         version: keep(&api.version),
         resource: keep(&api.resource),
-        subresource: api
-            .find()
+        subresource: found
             .and_then(|r| r.subresource(&api.subresource))
             .map_or_else(String::new, |s| s.name.clone()),
         scope,
@@ -126,11 +128,13 @@ async fn route(
     {
         return health::answer(server, path, query);
     }
+    // What cannot be negotiated is refused in JSON, which every client reads.
+    let encoding = Accept::negotiate(request.headers(), false).map_or(Encoding::Json, |a| a.encoding);
     let answer = match permitted(server, certificate, info, &request) {
         Ok(user) => dispatch(server, &user, info, query, request).await,
         Err(status) => Err(status),
     };
-    answer.unwrap_or_else(|status| respond::status(&status))
+    answer.unwrap_or_else(|status| respond::status_as(&status, encoding))
 }
 
 /// The hook for paths of the cluster itself.
@@ -222,22 +226,45 @@ async fn dispatch(
     if path.group == "metrics.k8s.io" {
         return metrics_routes::answer(server, info, path, query, request.headers()).await;
     }
-    let Some(resource) = path.find() else {
-        let group = keelson_api::RESOURCES.iter().any(|r| r.group == path.group && r.version == path.version);
+    let Some(resource) = server.find(path) else {
+        let group = server.rows().iter().any(|r| r.group == path.group && r.version == path.version);
         return if group { Err(Status::no_such_path()) } else { Ok(not_found()) };
     };
     let deadline = Instant::now() + timeout(query);
-    let headers = request.headers().clone();
+    let mut headers = request.headers().clone();
+    if resource.definition.is_some() {
+        crate::request::without_protobuf_objects(&mut headers);
+    }
     let call = Call { server, resource, path, query, headers: &headers, user, deadline };
+    let warning = match &resource.definition {
+        Some(definition) => definition.warning.clone(),
+        None if resource.plural == "endpoints" && resource.group.is_empty() => ENDPOINTS.to_owned(),
+        None => String::new(),
+    };
+    let answer = act(&call, info, request).await;
+    // Requests that were never understood are not warned of anything.
+    let lost = |s: &Status| matches!(s.code, 405 | 415) || (s.code == 404 && s.name.is_empty());
+    if warning.is_empty() || answer.as_ref().is_err_and(lost) {
+        return answer;
+    }
+    let encoding = Accept::negotiate(&headers, false).map_or(Encoding::Json, |a| a.encoding);
+    let mut answer = answer.unwrap_or_else(|status| respond::status_as(&status, encoding));
+    respond::warn_first(&mut answer, &warning);
+    Ok(answer)
+}
+
+/// What is asked of a resource.
+async fn act(call: &Call<'_>, info: &Info, request: Request<Incoming>) -> Result<Response, Status> {
+    let (resource, path, headers) = (call.resource, call.path, call.headers);
     if !path.subresource.is_empty() {
         let sub = resource.subresource(&path.subresource).ok_or_else(Status::no_such_path)?;
         if !sub.verbs.iter().any(|v| v == info.verb) {
             return Err(Status::method_not_allowed());
         }
         if ["log", "exec", "attach", "portforward", "proxy"].contains(&sub.name.as_str()) {
-            return streams::answer(&call, request).await;
+            return streams::answer(call, request).await;
         }
-        return subresource::answer(&call, info.verb, request.into_body()).await;
+        return subresource::answer(call, info.verb, request.into_body()).await;
     }
     let named = !path.name.is_empty();
     let needs_name = matches!(info.verb, "get" | "update" | "patch" | "delete");
@@ -249,17 +276,17 @@ async fn dispatch(
         return Err(Status::method_not_allowed());
     }
     if info.verb != "watch" {
-        Accept::negotiate(&headers, matches!(info.verb, "list" | "deletecollection"))?;
+        Accept::negotiate(headers, matches!(info.verb, "list" | "deletecollection"))?;
     }
     match info.verb {
-        "get" => read::get(&call).await,
-        "list" => read::list(&call).await,
-        "watch" => watch::watch(&call).await,
-        "create" => write::create(&call, read_body(request.into_body()).await?).await,
-        "update" => write::update(&call, read_body(request.into_body()).await?).await,
-        "patch" => write::patch(&call, read_body(request.into_body()).await?).await,
-        "delete" => remove::delete(&call, read_body(request.into_body()).await?).await,
-        "deletecollection" => remove::delete_collection(&call, read_body(request.into_body()).await?).await,
+        "get" => read::get(call).await,
+        "list" => read::list(call).await,
+        "watch" => watch::watch(call).await,
+        "create" => write::create(call, read_body(request.into_body()).await?).await,
+        "update" => write::update(call, read_body(request.into_body()).await?).await,
+        "patch" => write::patch(call, read_body(request.into_body()).await?).await,
+        "delete" => remove::delete(call, read_body(request.into_body()).await?).await,
+        "deletecollection" => remove::delete_collection(call, read_body(request.into_body()).await?).await,
         _ => Err(Status::method_not_allowed()),
     }
 }

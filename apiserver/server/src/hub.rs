@@ -41,7 +41,8 @@ const GIVE_UP: Duration = Duration::from_secs(15);
 /// All caches, and the revision they are at.
 pub struct Hub {
     etcd: Arc<dyn Etcd>,
-    caches: HashMap<String, Arc<Cache>>,
+    /// By directory: one for every built-in resource, and one for every custom one that was asked for or has objects.
+    caches: RwLock<HashMap<String, Arc<Cache>>>,
     /// Keys of `CLAIMS` that are taken.
     claims: RwLock<BTreeSet<String>>,
     revision: watch::Sender<i64>,
@@ -57,6 +58,13 @@ pub fn range_end(prefix: &str) -> Bytes {
     end.into()
 }
 
+/// Whether a key below the root is of a custom resource: groups of those have dots, our own directories have none.
+fn is_custom(rest: &str) -> bool {
+    let mut parts = rest.split('/');
+    let dotted = parts.next().is_some_and(|group| group.contains('.'));
+    dotted && parts.next().is_some_and(|plural| !plural.is_empty())
+}
+
 enum Ended {
     Stop,
     /// Resume behind this revision.
@@ -69,14 +77,29 @@ impl Hub {
     /// Empty caches for every stored resource.
     pub fn new(etcd: Arc<dyn Etcd>) -> Arc<Hub> {
         let dirs = RESOURCES.iter().filter_map(|r| r.storage.clone());
-        let caches = dirs.map(|dir| (dir.clone(), Arc::new(Cache::new(&dir)))).collect();
+        let caches = dirs.map(|dir| (dir.clone(), Arc::new(Cache::new(&dir)))).collect::<HashMap<_, _>>();
+        let caches = RwLock::new(caches);
         let claims = RwLock::new(BTreeSet::new());
         Arc::new(Hub { etcd, caches, claims, revision: watch::Sender::new(0), marking: Mutex::new(()) })
     }
 
     /// The cache of a directory (`Resource::storage`).
-    pub fn cache(&self, dir: &str) -> Option<&Arc<Cache>> {
-        self.caches.get(dir)
+    pub fn cache(&self, dir: &str) -> Option<Arc<Cache>> {
+        if let Some(cache) = self.caches.read().unwrap_or_else(PoisonError::into_inner).get(dir) {
+            return Some(cache.clone());
+        }
+        is_custom(dir.strip_prefix(ROOT)?).then(|| self.custom_cache(dir))
+    }
+
+    /// The cache of a custom resource, made when it is not there: then there is no object of it yet.
+    fn custom_cache(&self, dir: &str) -> Arc<Cache> {
+        let mut caches = self.caches.write().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            let cache = Cache::new(dir);
+            cache.loaded(self.revision());
+            Arc::new(cache)
+        };
+        caches.entry(dir.to_owned()).or_insert_with(new).clone()
     }
 
     /// Whether a claim is taken, as far as this server has heard.
@@ -92,8 +115,8 @@ impl Hub {
     }
 
     /// Every cache, in no order.
-    pub fn caches(&self) -> impl Iterator<Item = &Arc<Cache>> {
-        self.caches.values()
+    pub fn caches(&self) -> Vec<Arc<Cache>> {
+        self.caches.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     /// Whether the first list is done.
@@ -147,17 +170,20 @@ impl Hub {
     }
 
     /// The cache and the key below it of a store key.
-    fn place<'k>(&self, key: &'k str) -> Option<(&Arc<Cache>, &'k str)> {
+    fn place<'k>(&self, key: &'k str) -> Option<(Arc<Cache>, &'k str)> {
         let rest = key.strip_prefix(ROOT)?;
         let mut end = ROOT.len();
         for part in rest.split('/').take(2) {
             end += part.len();
-            if let Some(cache) = self.caches.get(&key[..end]) {
+            let found = self.caches.read().unwrap_or_else(PoisonError::into_inner).get(&key[..end]).cloned();
+            if let Some(cache) = found {
                 return key.get(end + 1..).map(|below| (cache, below));
             }
             end += 1;
         }
-        None
+        // `group/plural/…`, and more than that: an object of a custom resource.
+        let dir = key.get(..end - 1).filter(|_| is_custom(rest))?;
+        key.get(end..).filter(|below| !below.is_empty()).map(|below| (self.custom_cache(dir), below))
     }
 
     /// Runs until stopped. Returns only then.
@@ -188,10 +214,10 @@ impl Hub {
     /// Lists everything at one revision. The first time it fills the caches; later it applies the differences.
     async fn list(&self, stop: &CancellationToken) -> Result<i64, tonic::Status> {
         let first = !self.ready();
-        let mut held: HashMap<&str, BTreeMap<Box<str>, i64>> = HashMap::new();
+        let mut held: HashMap<String, BTreeMap<Box<str>, i64>> = HashMap::new();
         self.claims.write().unwrap_or_else(PoisonError::into_inner).clear();
         if !first {
-            held = self.caches.iter().map(|(dir, cache)| (dir.as_str(), cache.revisions())).collect();
+            held = self.caches().iter().map(|cache| (cache.dir.clone(), cache.revisions())).collect();
         }
         let (mut revision, mut from) = (0, Bytes::from_static(ROOT.as_bytes()));
         loop {
@@ -234,14 +260,14 @@ impl Hub {
         Ok(revision)
     }
 
-    fn finish_list(&self, held: HashMap<&str, BTreeMap<Box<str>, i64>>, revision: i64, first: bool) {
+    fn finish_list(&self, held: HashMap<String, BTreeMap<Box<str>, i64>>, revision: i64, first: bool) {
         for (dir, gone) in held {
-            let Some(cache) = self.caches.get(dir) else { continue };
+            let Some(cache) = self.cache(&dir) else { continue };
             for key in gone.keys() {
                 cache.remove(key, revision);
             }
         }
-        for cache in self.caches.values() {
+        for cache in self.caches() {
             if first { cache.loaded(revision) } else { cache.advance(revision) }
         }
         self.publish(revision);
@@ -335,7 +361,7 @@ impl Hub {
         }
         if newest > *at {
             *at = newest;
-            for cache in self.caches.values() {
+            for cache in self.caches() {
                 cache.advance(newest);
             }
             self.publish(newest);

@@ -12,11 +12,13 @@
 //! answer whose write has an unknown outcome is settled by reading, never by writing blindly again (see `storage`).
 //! Absences: nothing here knows RocksDB or Raft; the store is whatever speaks etcd's API.
 
+mod admit;
 mod authn;
 mod bootstrap;
 mod cache;
 mod config;
 mod console;
+mod definitions;
 mod documents;
 mod flags;
 mod handler;
@@ -43,6 +45,7 @@ mod tls;
 mod tokens;
 mod view;
 mod watch;
+mod webhooks;
 mod write;
 
 use std::sync::Arc;
@@ -103,6 +106,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
         kubelets,
         metrics: metrics::Metrics::default(),
         documents: documents::Documents::default(),
+        definitions: definitions::Definitions::default(),
         bootstrapped: AtomicBool::new(false),
         stopping: stop.clone(),
         store_heard: AtomicU64::new(0),
@@ -116,6 +120,7 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     tasks.spawn(bootstrap::run(server.clone(), background.clone()));
     tasks.spawn(bootstrap::watch_store(server.clone(), background.clone()));
     tasks.spawn(bootstrap::compact(server.clone(), background.clone()));
+    tasks.spawn(definitions::run(server.clone(), background.clone()));
     // Leaves the endpoints as soon as the stop is asked for.
     tasks.spawn(service.run(stop.clone()));
     tracing::info!(port, "API server listening");

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::HeaderMap;
 use keelson_api::{Resource, Status};
-use keelson_apiserver_core::{convert, table};
+use keelson_apiserver_core::{convert, protobuf, table};
 use serde_json::Value;
 
 use crate::object::{self, Object};
-use crate::request::{Accept, Form, Query};
+use crate::request::{Accept, Encoding, Form, Query};
 use crate::respond::{self, Response};
 
 /// Pieces of a streamed list are about this large, bytes.
@@ -39,17 +39,19 @@ fn now() -> jiff::Timestamp {
 }
 
 fn encode(accept: &Accept, value: &Value) -> Result<Bytes, Status> {
-    if accept.yaml {
-        let text = serde_saphyr::to_string(value).map_err(|e| Status::internal(format!("YAML: {e}")))?;
-        return Ok(text.into());
-    }
-    Ok(value.to_string().into())
+    Ok(match accept.encoding {
+        Encoding::Json => value.to_string().into(),
+        Encoding::Yaml => {
+            serde_saphyr::to_string(value).map_err(|e| Status::internal(format!("YAML: {e}")))?.into()
+        }
+        Encoding::Protobuf => protobuf::encode(value).map_err(Status::internal)?.into(),
+    })
 }
 
-/// A value as it is, in JSON or YAML.
+/// A value as it is, in the negotiated encoding.
 ///
 /// # Errors
-/// 500 when it cannot be YAML.
+/// 500 when it cannot be written so.
 pub fn value(accept: &Accept, code: u16, value: &Value) -> Result<Response, Status> {
     Ok(respond::answer(code, accept.content_type, respond::full(encode(accept, value)?)))
 }
@@ -88,7 +90,7 @@ pub fn stored(
     found: &Object,
 ) -> Result<Response, Status> {
     let accept = Accept::negotiate(headers, false)?;
-    if accept.form == Form::Object && !accept.yaml && !converted(resource) {
+    if accept.form == Form::Object && accept.encoding == Encoding::Json && !converted(resource) {
         return Ok(respond::answer(200, accept.content_type, respond::full(found.bytes.clone())));
     }
     object(resource, headers, query, 200, &tree(resource, found))
@@ -148,6 +150,9 @@ pub fn list(
     };
     let size: usize = objects.iter().map(|o| o.bytes.len()).sum();
     let gzip = accept.gzip && size >= respond::GZIP_FROM;
+    if accept.encoding == Encoding::Protobuf {
+        return protobuf_list(resource, accept, gzip, (&api_version, &kind), &objects, meta);
+    }
     let pieces = Pieces {
         resource,
         partial,
@@ -156,12 +161,38 @@ pub fn list(
         first: true,
         ended: false,
     };
-    if accept.yaml {
+    if accept.encoding == Encoding::Yaml {
         let json: Vec<u8> = pieces.flat_map(|p| p.to_vec()).collect();
         let value = serde_json::from_slice(&json).map_err(Status::internal)?;
         return self::value(accept, 200, &value);
     }
     if size < PIECE {
+        let whole: Vec<u8> = pieces.flat_map(|p| p.to_vec()).collect();
+        return Ok(respond::answer(200, accept.content_type, respond::full(whole)));
+    }
+    Ok(respond::pieces(accept.content_type, gzip, pieces))
+}
+
+/// A list in protobuf. Its length stands before it, so the items are encoded first and then sent one after the other.
+fn protobuf_list(
+    resource: &'static Resource,
+    accept: &Accept,
+    gzip: bool,
+    (api_version, kind): (&str, &str),
+    objects: &[Arc<Object>],
+    meta: &ListMeta,
+) -> Result<Response, Status> {
+    let mut parts = vec![Bytes::from(protobuf::list_meta(&list_metadata(meta)))];
+    for object in objects {
+        let value = tree(resource, object);
+        let partial = accept.form == Form::PartialList;
+        let message = if partial { protobuf::partial(&value) } else { protobuf::message_of(&value) };
+        parts.push(protobuf::list_item(&message.map_err(Status::internal)?).into());
+    }
+    let length = parts.iter().map(Bytes::len).sum();
+    let head = std::iter::once(Bytes::from(protobuf::head(api_version, kind, length)));
+    let pieces = head.chain(parts).chain(std::iter::once(Bytes::from_static(&protobuf::TAIL)));
+    if length < PIECE {
         let whole: Vec<u8> = pieces.flat_map(|p| p.to_vec()).collect();
         return Ok(respond::answer(200, accept.content_type, respond::full(whole)));
     }

@@ -62,7 +62,7 @@ impl Selection {
         if self.fields.is_everything() {
             return true;
         }
-        if converted(self.resource) {
+        if converted(self.resource) || self.resource.definition.is_some() {
             return self.fields.matches(&present::tree(self.resource, object));
         }
         self.fields.matches(&object.selectable)
@@ -79,7 +79,7 @@ impl Call<'_> {
     ///
     /// # Errors
     /// 405 for a resource that is not stored.
-    pub fn cache(&self) -> Result<&Arc<Cache>, Status> {
+    pub fn cache(&self) -> Result<Arc<Cache>, Status> {
         let dir = self.resource.storage.as_deref().ok_or_else(Status::method_not_allowed)?;
         self.server.hub.cache(dir).ok_or_else(Status::method_not_allowed)
     }

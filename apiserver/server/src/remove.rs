@@ -97,13 +97,11 @@ pub async fn carry_out(
 pub async fn delete(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
     Accept::negotiate(call.headers, false)?;
     let options = options(call, &bytes)?;
+    crate::admit::delete(call, options.dry_run).await?;
     let (answer, uid, revision) = delete_object(&Place::of(call), &options).await?;
     let Some(mut object) = answer else {
         return Ok(respond::status(&Status::deleted(call.resource, &call.path.name, &uid)));
     };
-    if present::converted(call.resource) {
-        object = core::convert::from_stored(call.resource, object);
-    }
     set_revision(&mut object, revision);
     present::object(call.resource, call.headers, call.query, 200, &object)
 }

@@ -143,7 +143,7 @@ impl Info {
 }
 
 impl ApiPath {
-    /// The row of the resource table.
+    /// The row of the built-in resource table.
     pub fn find(&self) -> Option<&'static Resource> {
         let found = resource::find(&self.group, &self.version, &self.resource)?;
         (found.namespaced || self.namespace.is_empty() || found.plural == "namespaces").then_some(found)
@@ -163,19 +163,28 @@ pub enum Form {
     PartialList,
 }
 
+/// In which language an answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Json,
+    Yaml,
+    Protobuf,
+}
+
 /// How an answer is to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accept {
     pub form: Form,
-    pub yaml: bool,
+    pub encoding: Encoding,
     /// What goes into `Content-Type`.
     pub content_type: &'static str,
     pub gzip: bool,
 }
 
+/// Kubernetes' protobuf form.
+pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 /// The media types a typed answer can have.
-pub const MEDIA_TYPES: [&str; 3] =
-    ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+pub const MEDIA_TYPES: [&str; 3] = ["application/json", "application/yaml", PROTOBUF];
 
 /// One clause of an `Accept` header: the type and its parameters.
 pub struct Clause<'a> {
@@ -219,6 +228,23 @@ pub fn accepts_gzip(headers: &HeaderMap) -> bool {
         .any(|v| v.split(',').any(|e| matches!(e.trim().split(';').next(), Some("gzip"))))
 }
 
+/// Takes protobuf out of an `Accept` header, except for metadata: custom resources have no messages.
+pub fn without_protobuf_objects(headers: &mut HeaderMap) {
+    let Some(given) = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok()) else { return };
+    if !given.contains(PROTOBUF) {
+        return;
+    }
+    let kept: Vec<&str> = given
+        .split(',')
+        .filter(|clause| !clause.contains(PROTOBUF) || clause.contains("as=PartialObjectMetadata"))
+        .collect();
+    // Nothing left is still a wish that cannot be met.
+    let text = if kept.is_empty() { "application/x-nothing".to_owned() } else { kept.join(",") };
+    if let Ok(value) = http::HeaderValue::from_str(&text) {
+        headers.insert(http::header::ACCEPT, value);
+    }
+}
+
 impl Accept {
     /// Negotiates the form of a single object or a list (`list`).
     ///
@@ -226,52 +252,59 @@ impl Accept {
     /// 406 when nothing the client accepts can be made.
     pub fn negotiate(headers: &HeaderMap, list: bool) -> Result<Accept, Status> {
         let gzip = accepts_gzip(headers);
-        let json = Accept { form: Form::Object, yaml: false, content_type: "application/json", gzip };
+        let json =
+            Accept { form: Form::Object, encoding: Encoding::Json, content_type: "application/json", gzip };
         let clauses = clauses(headers);
         if clauses.is_empty() {
             return Ok(json);
         }
         let mut typed = false;
         for clause in &clauses {
-            let (content_type, yaml) = match clause.media_type {
-                "application/json" | "*/*" => ("application/json", false),
-                "application/yaml" => ("application/yaml", true),
+            let (content_type, encoding) = match clause.media_type {
+                "application/json" | "*/*" | "application/*" => ("application/json", Encoding::Json),
+                "application/yaml" => ("application/yaml", Encoding::Yaml),
+                PROTOBUF => (PROTOBUF, Encoding::Protobuf),
                 _ => continue,
             };
             typed = true;
             let meta = clause.param("g") == "meta.k8s.io" && clause.param("v") == "v1";
             let form = match clause.param("as") {
                 "" => Form::Object,
-                "Table" if meta => Form::Table,
+                "Table" if meta && encoding != Encoding::Protobuf => Form::Table,
                 "PartialObjectMetadata" if meta && !list => Form::Partial,
                 "PartialObjectMetadataList" if meta && list => Form::PartialList,
                 _ => continue,
             };
-            return Ok(Accept { form, yaml, content_type, gzip });
+            return Ok(Accept { form, encoding, content_type, gzip });
         }
         Err(if typed { Status::not_acceptable(&MEDIA_TYPES) } else { nothing_acceptable() })
     }
 
-    /// The form of watch events: JSON only; `as=` speaks of the objects inside.
+    /// JSON instead of protobuf, for what has no message.
+    pub fn without_protobuf(mut self) -> Accept {
+        if self.encoding == Encoding::Protobuf {
+            (self.encoding, self.content_type) = (Encoding::Json, "application/json");
+        }
+        self
+    }
+
+    /// The form of watch events: JSON lines or protobuf frames; `as=` speaks of the objects inside.
     ///
     /// # Errors
-    /// 406 when JSON is not accepted.
+    /// 406 when neither is accepted.
     pub fn negotiate_watch(headers: &HeaderMap) -> Result<Accept, Status> {
-        let partial = clauses(headers).iter().any(|c| {
-            c.media_type == "application/json"
-                && c.param("as") == "PartialObjectMetadata"
-                && c.param("v") == "v1"
-        });
-        if partial {
-            let gzip = false;
-            return Ok(Accept { form: Form::Partial, yaml: false, content_type: "application/json", gzip });
-        }
-        let mut accept = Accept::negotiate(headers, true)?;
+        // Of single objects or of lists: both names are understood, the first that fits decides.
+        let mut accept = match (Accept::negotiate(headers, false), Accept::negotiate(headers, true)) {
+            (Ok(accept), _) if accept.form == Form::Partial => accept,
+            (_, accept) => accept?,
+        };
         if accept.form == Form::PartialList {
             accept.form = Form::Partial;
         }
-        if accept.yaml {
-            return Err(nothing_acceptable());
+        match accept.encoding {
+            Encoding::Json => {}
+            Encoding::Protobuf => accept.content_type = "application/vnd.kubernetes.protobuf;stream=watch",
+            Encoding::Yaml => return Err(nothing_acceptable()),
         }
         Ok(accept)
     }
@@ -366,7 +399,12 @@ mod tests {
         let kubectl = header("application/json;as=Table;v=v1;g=meta.k8s.io,application/json");
         assert_eq!(Accept::negotiate(&kubectl, true).map(|a| a.form), Ok(Form::Table));
         let go = header("application/vnd.kubernetes.protobuf,application/json");
-        assert_eq!(Accept::negotiate(&go, true).map(|a| a.content_type), Ok("application/json"));
+        assert_eq!(Accept::negotiate(&go, true).map(|a| a.content_type), Ok(PROTOBUF));
+        let watch = Accept::negotiate_watch(&go).map(|a| (a.encoding, a.content_type));
+        assert_eq!(watch, Ok((Encoding::Protobuf, "application/vnd.kubernetes.protobuf;stream=watch")));
+        let table =
+            header("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io,application/json");
+        assert_eq!(Accept::negotiate(&table, true).map(|a| a.encoding), Ok(Encoding::Json));
         assert_eq!(Accept::negotiate(&header("text/csv"), true).map_err(|s| s.code), Err(406));
         let meta = header("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1");
         assert_eq!(Accept::negotiate(&meta, true).map(|a| a.form), Ok(Form::PartialList));

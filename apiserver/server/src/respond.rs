@@ -11,7 +11,10 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use keelson_api::Status;
+use keelson_apiserver_core::protobuf;
 use serde_json::Value;
+
+use crate::request::{Encoding, PROTOBUF};
 
 /// Why a streamed body ended early; the connection is cut so that the client notices.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -65,7 +68,16 @@ pub fn text(code: u16, body: impl Into<Bytes>) -> Response {
 
 /// An error (or success) in the API's own form.
 pub fn status(status: &Status) -> Response {
-    let mut response = json(status.code, &status.to_value());
+    status_as(status, Encoding::Json)
+}
+
+/// The same in the encoding the client asked for.
+pub fn status_as(status: &Status, encoding: Encoding) -> Response {
+    let value = status.to_value();
+    let mut response = match protobuf::encode(&value) {
+        Ok(bytes) if encoding == Encoding::Protobuf => answer(status.code, PROTOBUF, full(bytes)),
+        _ => json(status.code, &value),
+    };
     if status.retry_after_seconds > 0 {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(status.retry_after_seconds));
     }
@@ -82,6 +94,17 @@ pub fn warn(response: &mut Response, warnings: &[String]) {
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
             response.headers_mut().append(http::header::WARNING, value);
         }
+    }
+}
+
+/// Adds a `Warning` header before all others.
+pub fn warn_first(response: &mut Response, warning: &str) {
+    let others: Vec<HeaderValue> =
+        response.headers().get_all(http::header::WARNING).iter().cloned().collect();
+    response.headers_mut().remove(http::header::WARNING);
+    warn(response, &[warning.to_owned()]);
+    for other in others {
+        response.headers_mut().append(http::header::WARNING, other);
     }
 }
 

@@ -40,6 +40,7 @@ pub struct Server {
     pub metrics_api: MetricsApi,
     pub metrics: Metrics,
     pub documents: crate::documents::Documents,
+    pub definitions: crate::definitions::Definitions,
     /// The objects every cluster has are in the store.
     pub bootstrapped: AtomicBool,
     /// A stop was asked for: no longer ready.

@@ -12,7 +12,7 @@ use crate::hub::Hub;
 pub struct CacheView(pub Arc<Hub>);
 
 impl CacheView {
-    fn cache(&self, group: &str, resource: &str) -> Option<&Arc<crate::cache::Cache>> {
+    fn cache(&self, group: &str, resource: &str) -> Option<Arc<crate::cache::Cache>> {
         let found = resource::find_preferred(group, resource)?;
         self.0.cache(found.storage.as_deref()?)
     }

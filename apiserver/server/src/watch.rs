@@ -1,4 +1,4 @@
-//! Watch: a cursor into the cache's ring, turned into a stream of JSON lines.
+//! Watch: a cursor into the cache's ring, turned into a stream of JSON lines or protobuf frames.
 //!
 //! No queue stands between cache and client: the stream is pulled by the connection, so a slow client costs nothing but
 //! its place in the ring; when that is gone it gets 410 and lists again.
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use keelson_api::{Resource, Status};
-use keelson_apiserver_core::table;
+use keelson_apiserver_core::{protobuf, table};
 use rand::Rng as _;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use crate::cache::{Cache, Change, Gap};
 use crate::object::{self, Object};
 use crate::present;
 use crate::read::{Selection, bad_option, soon};
-use crate::request::{Accept, Form, number, resource_version};
+use crate::request::{Accept, Encoding, Form, number, resource_version};
 use crate::respond::{self, Response};
 use crate::server::{Call, Server};
 
@@ -37,6 +37,7 @@ struct Watch {
     selection: Selection,
     prefix: String,
     form: Form,
+    encoding: Encoding,
     include: table::Include,
     first_table: bool,
     /// Objects to send as they are before anything else.
@@ -70,7 +71,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
     let version = resource_version(query.get("resourceVersion"))?;
     let initial_events = query.flag("sendInitialEvents");
     check(call)?;
-    let cache = call.cache()?.clone();
+    let cache = call.cache()?;
     let namespace = call.namespace();
     let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
     let revisions = call.server.hub.subscribe();
@@ -97,7 +98,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
         }
     }
     if let Some(status) = start.refused {
-        let line = event("ERROR", status.to_value().to_string().as_bytes());
+        let line = error(accept.encoding, &status);
         return Ok(respond::answer(200, accept.content_type, respond::full(line)));
     }
     let now = Instant::now();
@@ -110,6 +111,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
         selection,
         prefix,
         form: accept.form,
+        encoding: accept.encoding,
         include: present::include(query)?,
         first_table: true,
         initial: start.initial,
@@ -174,10 +176,22 @@ fn bookmark_time(now: Instant, end: Instant) -> Instant {
     if last > now { next.min(last) } else { next }
 }
 
-fn event(kind: &str, object: &[u8]) -> Vec<u8> {
-    let mut line = Vec::with_capacity(object.len() + 40);
-    write_event(&mut line, kind, object);
-    line
+/// The event that ends a stream early.
+fn error(encoding: Encoding, status: &Status) -> Vec<u8> {
+    let mut out = vec![];
+    write_value(&mut out, encoding, "ERROR", &status.to_value());
+    out
+}
+
+/// An event about an object that is a tree. What has no protobuf form (it never gets here) is left out.
+fn write_value(out: &mut Vec<u8>, encoding: Encoding, kind: &str, object: &Value) {
+    if encoding != Encoding::Protobuf {
+        return write_event(out, kind, object.to_string().as_bytes());
+    }
+    match protobuf::encode(object) {
+        Ok(enveloped) => out.extend_from_slice(&protobuf::watch_frame(kind, &enveloped)),
+        Err(why) => tracing::error!(why, "an event cannot be written as protobuf: this is a bug"),
+    }
 }
 
 fn write_event(out: &mut Vec<u8>, kind: &str, object: &[u8]) {
@@ -218,8 +232,7 @@ impl Watch {
                 }
                 Err(Gap::TooOld(oldest)) => {
                     self.ended = true;
-                    let status = too_old(self.after, oldest);
-                    return Some(event("ERROR", status.to_value().to_string().as_bytes()).into());
+                    return Some(error(self.encoding, &too_old(self.after, oldest)).into());
                 }
             }
             match self.wait().await {
@@ -231,7 +244,8 @@ impl Watch {
                     }
                     if self.bookmarks {
                         let bookmark = self.bookmark(seen.max(self.after), false);
-                        return Some(event("BOOKMARK", bookmark.to_string().as_bytes()).into());
+                        write_value(&mut out, self.encoding, "BOOKMARK", &bookmark);
+                        return Some(out.into());
                     }
                 }
                 Woken::End => return None,
@@ -261,7 +275,7 @@ impl Watch {
             && self.bookmarks
         {
             let bookmark = self.bookmark(revision, true);
-            write_event(out, "BOOKMARK", bookmark.to_string().as_bytes());
+            write_value(out, self.encoding, "BOOKMARK", &bookmark);
         }
     }
 
@@ -300,7 +314,8 @@ impl Watch {
     }
 
     fn send(&mut self, out: &mut Vec<u8>, kind: &str, object: &Object) {
-        if self.form == Form::Object && !present::converted(self.resource) {
+        let json = self.encoding == Encoding::Json;
+        if self.form == Form::Object && json && !present::converted(self.resource) {
             return write_event(out, kind, &object.bytes);
         }
         let value = present::tree(self.resource, object);
@@ -320,7 +335,7 @@ impl Watch {
                 )
             }
         };
-        write_event(out, kind, shown.to_string().as_bytes());
+        write_value(out, self.encoding, kind, &shown);
     }
 }
 

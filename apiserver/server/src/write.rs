@@ -70,11 +70,14 @@ impl<'a> Place<'a> {
     /// The object as the cache has it.
     fn cached(&self) -> Option<(Value, i64)> {
         let cache = self.server.hub.cache(self.resource.storage.as_deref()?)?;
-        cache.get(&self.below()).map(|object| (object.parse(), object.revision))
+        cache.get(&self.below()).map(|object| (present::tree(self.resource, &object), object.revision))
     }
 
     /// The object as the store has it; the caches (for admission) are brought to the same revision.
-    async fn stored(&self, key: &str) -> Result<Option<(Value, i64)>, Status> {
+    ///
+    /// # Errors
+    /// 500 when it is not readable, 503 or 504 when the store does not answer.
+    pub async fn stored(&self, key: &str) -> Result<Option<(Value, i64)>, Status> {
         let (found, revision) = self.server.storage.get(key, self.deadline).await?;
         self.server.hub.wait(revision, self.deadline).await?;
         let Some(kv) = found else { return Ok(None) };
@@ -85,6 +88,9 @@ impl<'a> Place<'a> {
             ))
         })?;
         set_revision(&mut value, kv.mod_revision);
+        if present::converted(self.resource) {
+            value = convert::from_stored(self.resource, value);
+        }
         Ok(Some((value, kv.mod_revision)))
     }
 
@@ -117,7 +123,7 @@ impl<'a> Place<'a> {
             };
             let (value, claims) = match next {
                 Next::Nothing => return Ok((answer, revision)),
-                Next::Put { object, claims } => (Some(Bytes::from(encode(&object))), claims),
+                Next::Put { object, claims } => (Some(encoded(self.resource, object)), claims),
                 Next::Delete { claims } => (None, claims),
             };
             if dry_run {
@@ -131,6 +137,12 @@ impl<'a> Place<'a> {
         }
         Err(Status::stale(self.resource, self.name))
     }
+}
+
+/// An object as it is stored.
+fn encoded(resource: &Resource, object: Value) -> Bytes {
+    let object = if present::converted(resource) { convert::to_stored(resource, object) } else { object };
+    encode(&object).into()
 }
 
 /// Writes with the lease that the resource's objects have.
@@ -276,6 +288,7 @@ pub async fn create_object(
             }
             other => other?,
         };
+        let outcome = crate::admit::outcome(place, &target, None, outcome, options).await?;
         let name = outcome.object["metadata"]["name"].as_str().unwrap_or("").to_owned();
         let key = resource.key(place.namespace, &name).ok_or_else(Status::method_not_allowed)?;
         if options.dry_run {
@@ -286,7 +299,7 @@ pub async fn create_object(
                 Ok((outcome, 0))
             };
         }
-        let value = Some(Bytes::from(encode(&outcome.object)));
+        let value = Some(encoded(resource, outcome.object.clone()));
         let write = Write { key: &key, revision: 0, value, claims: &outcome.claims, lease: 0 };
         match store(server, resource, write, place.deadline).await? {
             Written::Done(revision) => return Ok((outcome, revision)),
@@ -335,7 +348,6 @@ pub fn finish(
 ) -> Result<Response, Status> {
     let mut object = match outcome.answer {
         Some(answer) => answer,
-        None if present::converted(call.resource) => convert::from_stored(call.resource, outcome.object),
         None => outcome.object,
     };
     if revision > 0 {
@@ -357,10 +369,9 @@ pub async fn update(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
     let target = call.target();
     let (object, warnings) = body(call, &target, &bytes, options.field_validation)?;
     let step = |current: Option<&Value>, ctx: &Context| {
-        let outcome = core::update(&target, current, object.clone(), &options, ctx)?;
-        Ok(Decided { next: next(&outcome), answer: outcome })
+        core::update(&target, current, object.clone(), &options, ctx)
     };
-    let (outcome, revision) = Place::of(call).change(options.dry_run, step).await?;
+    let (outcome, revision) = crate::admit::change(call, &options, step).await?;
     let code = if outcome.created { 201 } else { 200 };
     finish(call, code, outcome, warnings, revision)
 }
@@ -378,11 +389,9 @@ pub async fn patch(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
     })?;
     let options = options(call, "PatchOptions")?;
     let target = call.target();
-    let step = |current: Option<&Value>, ctx: &Context| {
-        let outcome = core::patch(&target, current, kind, &bytes, &options, ctx)?;
-        Ok(Decided { next: next(&outcome), answer: outcome })
-    };
-    let (outcome, revision) = Place::of(call).change(options.dry_run, step).await?;
+    let step =
+        |current: Option<&Value>, ctx: &Context| core::patch(&target, current, kind, &bytes, &options, ctx);
+    let (outcome, revision) = crate::admit::change(call, &options, step).await?;
     let code = if outcome.created { 201 } else { 200 };
     finish(call, code, outcome, vec![], revision)
 }

@@ -195,3 +195,126 @@ async fn the_server_describes_itself() {
     assert_eq!(admin.get("/nope").await.code, 404);
     assert_eq!(admin.get("/apis/apps/v1/nopes").await.json()["reason"], "NotFound");
 }
+
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const FOOS: &str = "/apis/g.example/v1/namespaces/default/foos";
+
+fn definition() -> Value {
+    let spec = json!({"type": "object", "properties": {
+        "size": {"type": "integer", "maximum": 9, "default": 3}, "image": {"type": "string"},
+        "ports": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"],
+            "items": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}, "number": {"type": "integer"}}}}}});
+    let version = |name: &str, storage: bool| {
+        json!({"name": name, "served": true, "storage": storage, "subresources": {"status": {}},
+            "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}],
+            "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec, "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}})
+    };
+    json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "foos.g.example"},
+        "spec": {"group": "g.example", "scope": "Namespaced", "names": {"plural": "foos", "kind": "Foo", "shortNames": ["fo"]},
+            "versions": [version("v1beta1", false), version("v1", true)]}})
+}
+
+fn foo(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "g.example/v1", "kind": "Foo", "metadata": {"name": name}, "spec": spec})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_definition_serves_its_objects_and_takes_them_along() {
+    let world = World::start().await;
+    let admin = &world.admin;
+    assert_eq!(admin.get(FOOS).await.code, 404);
+    let made = admin.post(DEFINITIONS, &definition()).await;
+    assert_eq!(made.code, 201, "{}", made.text);
+    support::until("the definition is established", || async { admin.get(FOOS).await.code == 200 }).await;
+
+    let made = admin.post(FOOS, &foo("a", json!({"image": "i", "bogus": 1}))).await;
+    assert_eq!(made.code, 201, "{}", made.text);
+    assert_eq!(made.json()["spec"], json!({"image": "i", "size": 3}), "pruned and defaulted");
+    assert!(made.headers["warning"].to_str().expect("text").contains("unknown field"));
+    let refused = admin.post(FOOS, &foo("b", json!({"size": 10}))).await.json();
+    assert!(
+        refused["message"]
+            .as_str()
+            .expect("text")
+            .contains("spec.size in body should be less than or equal to 9")
+    );
+
+    let old = admin.get("/apis/g.example/v1beta1/namespaces/default/foos/a").await.json();
+    assert_eq!((&old["apiVersion"], &old["spec"]["size"]), (&json!("g.example/v1beta1"), &json!(3)));
+    let status = admin
+        .merge(&format!("{FOOS}/a/status"), &json!({"status": {"phase": "Ready"}, "spec": {"size": 5}}))
+        .await
+        .json();
+    assert_eq!((&status["status"]["phase"], &status["spec"]["size"]), (&json!("Ready"), &json!(3)));
+
+    // Lists merge by their keys when two apply to the same object.
+    for (manager, name) in [("one", "http"), ("two", "https")] {
+        let config = foo("a", json!({"ports": [{"name": name, "number": 1}]}));
+        let path = format!("{FOOS}/a?fieldManager={manager}");
+        let applied = admin
+            .send("PATCH", &path, &[("content-type", "application/apply-patch+yaml")], config.to_string())
+            .await;
+        assert_eq!(applied.code, 200, "{}", applied.text);
+    }
+    let both = admin.get(&format!("{FOOS}/a")).await.json();
+    assert_eq!(both["spec"]["ports"].as_array().map(Vec::len), Some(2));
+
+    let groups = admin.get("/apis/g.example").await.json();
+    assert_eq!(groups["preferredVersion"]["version"], "v1");
+    let document = admin.get("/openapi/v3/apis/g.example/v1").await.json();
+    assert!(document["components"]["schemas"]["example.g.v1.Foo"]["properties"]["spec"].is_object());
+
+    assert_eq!(admin.delete(&format!("{DEFINITIONS}/foos.g.example")).await.code, 200);
+    support::until("definition and objects are gone", || async {
+        admin.get(&format!("{DEFINITIONS}/foos.g.example")).await.code == 404
+            && admin.get(FOOS).await.code == 404
+    })
+    .await;
+    assert_eq!(admin.post(DEFINITIONS, &definition()).await.code, 201);
+    support::until("it is established again", || async { admin.get(FOOS).await.code == 200 }).await;
+    assert_eq!(admin.get(FOOS).await.json()["items"], json!([]), "the objects went with it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn protobuf_is_answered_to_those_who_ask_for_it() {
+    use keelson_apiserver_core::{decode, protobuf};
+    let world = World::start().await;
+    let admin = &world.admin;
+    let accept = [("accept", "application/vnd.kubernetes.protobuf,application/json")];
+    let shape = decode::shape_of("", "v1", "ConfigMap").expect("a shape");
+    let table = keelson_api::schema::builtin();
+
+    let body = protobuf::encode(&map("a")).expect("encoded");
+    let sent = [accept[0], ("content-type", "application/vnd.kubernetes.protobuf")];
+    let made = admin.send_bytes("POST", MAPS, &sent, body).await;
+    assert_eq!(
+        (made.code, made.headers["content-type"].as_bytes()),
+        (201, &b"application/vnd.kubernetes.protobuf"[..])
+    );
+    let got = admin.send("GET", &format!("{MAPS}/a"), &accept, String::new()).await;
+    let object = protobuf::decode(table, &shape, &got.bytes).expect("an object");
+    assert_eq!((&object["kind"], &object["data"]["k"]), (&json!("ConfigMap"), &json!("v")));
+
+    let list = admin.send("GET", MAPS, &accept, String::new()).await;
+    let shape_of_list = decode::shape_of("", "v1", "ConfigMapList").expect("a shape");
+    let items = protobuf::decode(table, &shape_of_list, &list.bytes).expect("a list");
+    assert_eq!((items["items"].as_array().map(Vec::len), &items["kind"]), (Some(1), &json!("ConfigMapList")));
+
+    let watched = admin
+        .send("GET", &format!("{MAPS}?watch=1&resourceVersion=0&timeoutSeconds=1"), &accept, String::new())
+        .await;
+    assert_eq!(watched.headers["content-type"], "application/vnd.kubernetes.protobuf;stream=watch");
+    let length = u32::from_be_bytes(watched.bytes[..4].try_into().expect("a length"));
+    assert_eq!(watched.bytes.len(), length as usize + 4, "one frame");
+    assert!(watched.bytes[4..].windows(5).any(|w| w == b"ADDED"));
+
+    let missing = admin.send("GET", &format!("{MAPS}/zz"), &accept, String::new()).await;
+    let shape = keelson_api::schema::Shape::Object(
+        table.id("io.k8s.apimachinery.pkg.apis.meta.v1.Status").expect("Status"),
+    );
+    assert_eq!(protobuf::decode(table, &shape, &missing.bytes).expect("a status")["reason"], "NotFound");
+    let only_metadata =
+        [("accept", "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io")];
+    let list = admin.send("GET", MAPS, &only_metadata, String::new()).await;
+    assert!(list.code == 200 && list.bytes.starts_with(protobuf::MAGIC));
+}

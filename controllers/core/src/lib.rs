@@ -30,8 +30,10 @@
 //! }
 //! ```
 
+pub mod claim;
 pub mod election;
 pub mod graph;
+pub mod history;
 pub mod labels;
 pub mod object;
 pub mod plan;
@@ -40,19 +42,24 @@ pub mod view;
 
 pub mod aggregation;
 pub mod autoscaler;
+pub mod cronjob;
+pub mod daemonset;
 pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage;
+pub mod job;
 pub mod loadbalancer;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod replicaset;
+pub mod replicationcontroller;
 pub mod root_ca;
 pub mod serviceaccount;
+pub mod statefulset;
 pub mod storage;
 pub mod taint_eviction;
 

@@ -1,9 +1,12 @@
 //! Scripts and property tests: reconcilers against a `World`.
 
+mod daemonsets;
 mod deployments;
+mod jobs;
 mod others;
 mod replicasets;
 mod services;
+mod statefulsets;
 
 use serde_json::{Value, json};
 

@@ -7,20 +7,26 @@ use jiff::SignedDuration;
 use keelson_controllers_core::Reconciler;
 use keelson_controllers_core::aggregation::ClusterRoleAggregation;
 use keelson_controllers_core::autoscaler::Autoscaler;
+use keelson_controllers_core::cronjob::CronJobs;
+use keelson_controllers_core::daemonset::DaemonSets;
 use keelson_controllers_core::deployment::Deployments;
 use keelson_controllers_core::disruption::Disruption;
 use keelson_controllers_core::election::Timing;
 use keelson_controllers_core::endpoints::EndpointsController;
 use keelson_controllers_core::endpointslice::EndpointSlices;
 use keelson_controllers_core::garbage::GarbageCollector;
+use keelson_controllers_core::job::Jobs;
+use keelson_controllers_core::job::ttl::TtlAfterFinished;
 use keelson_controllers_core::loadbalancer::{self, LoadBalancers};
 use keelson_controllers_core::namespace::Namespaces;
 use keelson_controllers_core::node_ipam::{NodeIpam, Pool};
 use keelson_controllers_core::node_lifecycle::NodeLifecycle;
 use keelson_controllers_core::pod_gc::PodGc;
 use keelson_controllers_core::replicaset::ReplicaSets;
+use keelson_controllers_core::replicationcontroller::ReplicationControllers;
 use keelson_controllers_core::root_ca::RootCa;
 use keelson_controllers_core::serviceaccount::ServiceAccounts;
+use keelson_controllers_core::statefulset::StatefulSets;
 use keelson_controllers_core::storage::VolumeBinder;
 use keelson_controllers_core::storage::classes::LocalPathClass;
 use keelson_controllers_core::storage::protection::{ClaimProtection, VolumeProtection};
@@ -90,6 +96,12 @@ impl Config {
         let mut all: Vec<Arc<dyn Reconciler>> = vec![
             Arc::new(ReplicaSets),
             Arc::new(Deployments),
+            Arc::new(StatefulSets),
+            Arc::new(DaemonSets),
+            Arc::new(Jobs),
+            Arc::new(CronJobs),
+            Arc::new(TtlAfterFinished),
+            Arc::new(ReplicationControllers),
             Arc::new(EndpointSlices),
             Arc::new(EndpointsController),
             Arc::new(ServiceAccounts),

@@ -1,4 +1,4 @@
-//! Deployments, ReplicaSets, ControllerRevisions.
+//! Deployments, ReplicaSets, ControllerRevisions; and what all kinds with a pod template share.
 
 use super::pod_spec::{self, Place};
 use super::{Strategy, pod_validate};
@@ -8,7 +8,8 @@ use crate::value::{at, copy, default, int, is_empty, map_mut, text};
 use keelson_api::{ErrorList, FieldError, LabelSelector, Path};
 use serde_json::{Value, json};
 
-fn default_template(object: &mut Value) {
+/// Fills in `spec.template`.
+pub fn default_template(object: &mut Value) {
     let template = crate::value::object_mut(object, "spec").entry("template").or_insert(Value::Null);
     pod_spec::default_spec(map_mut(template).entry("spec").or_insert(Value::Null), Place::Template);
 }
@@ -37,11 +38,12 @@ fn selector_and_template(object: &Value, errors: &mut ErrorList) {
 }
 
 /// An empty selector matches everything, which is never meant; a missing one matches nothing.
-fn is_blank(selector: &Value) -> bool {
+pub fn is_blank(selector: &Value) -> bool {
     selector.is_object() && is_empty(&selector["matchLabels"]) && is_empty(&selector["matchExpressions"])
 }
 
-fn is_valid(selector: &Value) -> bool {
+/// Whether a selector is well formed.
+pub fn is_valid(selector: &Value) -> bool {
     let mut errors = ErrorList::new();
     label_selector(selector, &Path::root(), &mut errors);
     errors.is_empty()
@@ -52,18 +54,28 @@ fn template(object: &Value, selector: &Value, errors: &mut ErrorList) {
     let template = at(object, "spec.template");
     let labels = at(template, "metadata.labels");
     if is_valid(selector) && !is_blank(selector) && !LabelSelector::from_object(selector).matches(labels) {
-        let detail = "`selector` does not match template `labels`";
-        errors.push(FieldError::invalid(&path.child("metadata").child("labels"), labels.clone(), detail));
+        mismatch(labels, &path, errors);
     }
     pod_validate::template(template, &path, errors);
+    runs_for_ever(template, &path, "ReplicaSet", errors);
+}
+
+/// The selector does not select the pods that would be made.
+pub fn mismatch(labels: &Value, template: &Path, errors: &mut ErrorList) {
+    let path = template.child("metadata").child("labels");
+    errors.push(FieldError::invalid(&path, labels.clone(), "`selector` does not match template `labels`"));
+}
+
+/// What keeps a number of pods running takes only pods that never end by themselves.
+pub fn runs_for_ever(template: &Value, path: &Path, kind: &str, errors: &mut ErrorList) {
     let spec = path.child("spec");
     if text(template, "spec.restartPolicy") != "Always" && !text(template, "spec.restartPolicy").is_empty() {
         let policy = text(template, "spec.restartPolicy");
         errors.push(FieldError::not_supported(&spec.child("restartPolicy"), policy, &["Always"]));
     }
     if !at(template, "spec.activeDeadlineSeconds").is_null() {
-        let detail = "activeDeadlineSeconds in ReplicaSet is not Supported";
-        errors.push(FieldError::forbidden(&spec.child("activeDeadlineSeconds"), detail));
+        let detail = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.push(FieldError::forbidden(&spec.child("activeDeadlineSeconds"), &detail));
     }
 }
 
@@ -166,7 +178,8 @@ fn rolling_update(value: &Value, path: &Path, errors: &mut ErrorList) {
     crate::validate::at_most_100_percent(&value["maxUnavailable"], &path.child("maxUnavailable"), errors);
 }
 
-fn status(fields: &[&str], object: &Value, errors: &mut ErrorList) {
+/// Counts of a status that may not be negative, nor greater than those they are part of.
+pub fn status(fields: &[&str], object: &Value, errors: &mut ErrorList) {
     let path = Path::new("status");
     for field in fields {
         non_negative(int(&object["status"], field), &path.child(field), errors);

@@ -18,9 +18,8 @@ pub fn pod(pod: &Value, errors: &mut ErrorList) {
 
 /// A `PodTemplateSpec`.
 pub fn template(template: &Value, path: &Path, errors: &mut ErrorList) {
-    let meta = path.child("metadata");
-    crate::meta::labels(at(template, "metadata.labels"), &meta.child("labels"), errors);
-    crate::meta::annotations(at(template, "metadata.annotations"), &meta.child("annotations"), errors);
+    crate::meta::labels(at(template, "metadata.labels"), &path.child("labels"), errors);
+    crate::meta::annotations(at(template, "metadata.annotations"), &path.child("annotations"), errors);
     spec(&template["spec"], &path.child("spec"), errors);
 }
 
@@ -620,7 +619,7 @@ fn host_ports(spec: &Value, path: &Path, errors: &mut ErrorList) {
         for (j, p) in items(c, "ports").iter().enumerate() {
             let at_port = path.child("containers").index(i).child("ports").index(j);
             let host = int(p, "hostPort");
-            if host_network && host != int(p, "containerPort") {
+            if host_network && host != 0 && host != int(p, "containerPort") {
                 let at_ports = path.child("containers").index(i).child("ports").index(j).child("hostPort");
                 errors.push(FieldError::invalid(
                     &at_ports,

@@ -1,5 +1,8 @@
 //! A running API server over a store in memory, and a client of it.
 
+// Each test binary uses a part.
+#![allow(dead_code)]
+
 pub mod memory;
 
 use std::net::SocketAddr;
@@ -10,6 +13,7 @@ use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use keelson_apiserver::{Config, Pki};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -49,6 +53,8 @@ pub struct World {
     pub store: Arc<Memory>,
     pub admin: Client,
     pub nobody: Client,
+    pub address: SocketAddr,
+    ca: Issuer,
     _stop: DropGuard,
 }
 
@@ -66,6 +72,7 @@ pub struct Answer {
     pub code: u16,
     pub headers: http::HeaderMap,
     pub text: String,
+    pub bytes: Bytes,
 }
 
 impl Answer {
@@ -119,10 +126,28 @@ impl World {
             tls: connector(&ca, identity),
             token: None,
         };
-        let world =
-            World { store, admin: client(Some(&admin)), nobody: client(None), _stop: stop.drop_guard() };
+        let (admin, nobody) = (client(Some(&admin)), client(None));
+        let world = World { store, admin, nobody, address, ca, _stop: stop.drop_guard() };
         until("the server is ready", || async { world.nobody.get("/readyz").await.code == 200 }).await;
         world
+    }
+}
+
+impl World {
+    /// The authority's certificate, PEM.
+    pub fn authority(&self) -> String {
+        self.ca.pem()
+    }
+
+    /// A serving certificate and its key, PEM.
+    pub fn certificate(&self, name: &str, hosts: &[&str]) -> (String, String) {
+        leaf(&self.ca, name, "servers", hosts)
+    }
+
+    /// A client with a certificate.
+    pub fn user(&self, name: &str, group: &str) -> Client {
+        let identity = leaf(&self.ca, name, group, &[]);
+        Client { address: self.address, tls: connector(&self.ca, Some(&identity)), token: None }
     }
 }
 
@@ -136,6 +161,17 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut good: impl FnMut() 
 }
 
 impl Client {
+    /// A connection of its own.
+    pub async fn connect(&self) -> SendRequest<Full<Bytes>> {
+        let stream = TcpStream::connect(self.address).await.expect("connect");
+        let name = ServerName::try_from("127.0.0.1").expect("name");
+        let stream = self.tls.connect(name, stream).await.expect("TLS");
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
+        tokio::spawn(connection);
+        sender
+    }
+
     /// Sends a request and gives the answer's head and its body to be read.
     pub async fn open(
         &self,
@@ -144,12 +180,7 @@ impl Client {
         content_type: &str,
         body: String,
     ) -> http::Response<Incoming> {
-        let stream = TcpStream::connect(self.address).await.expect("connect");
-        let name = ServerName::try_from("127.0.0.1").expect("name");
-        let stream = self.tls.connect(name, stream).await.expect("TLS");
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
-        tokio::spawn(connection);
+        let mut sender = self.connect().await;
         let mut request = Request::builder()
             .method(method)
             .uri(path)
@@ -179,7 +210,33 @@ impl Client {
             code: head.status.as_u16(),
             headers: head.headers,
             text: String::from_utf8_lossy(&bytes).into_owned(),
+            bytes,
         }
+    }
+
+    /// A request with headers of the test's choice.
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Answer {
+        self.send_bytes(method, path, headers, body.into_bytes()).await
+    }
+
+    pub async fn send_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Vec<u8>,
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(path).header("host", "127.0.0.1");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Full::new(Bytes::from(body))).expect("request");
+        let mut sender = self.connect().await;
+        let answered = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
+        let (head, body) = answered.expect("an answer in time").expect("an answer").into_parts();
+        let bytes = body.collect().await.expect("a body").to_bytes();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Answer { code: head.status.as_u16(), headers: head.headers, text, bytes }
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -91,6 +91,26 @@ fn a_burst_is_bounded() {
     assert_eq!(plan.actions.iter().filter(|a| matches!(a, Action::Create { .. })).count(), BURST);
 }
 
+#[test]
+fn a_replication_controller_does_the_same() {
+    use crate::replicationcontroller::ReplicationControllers;
+    use k8s_openapi::api::core::v1::ReplicationController;
+    let mut world = World::default();
+    let owner: ReplicationController =
+        from(json!({ "metadata": { "name": "web", "namespace": "d", "generation": 1 },
+        "spec": { "replicas": 3, "selector": { "app": "a" }, "template": template("i") } }));
+    let key = world.put(&owner);
+    settle(&mut world, &ReplicationControllers, &key);
+    run_pods(&mut world);
+    settle(&mut world, &ReplicationControllers, &key);
+    let status = world.get::<ReplicationController>(&key).unwrap().status.unwrap();
+    assert_eq!((active(&world), status.ready_replicas, status.fully_labeled_replicas), (3, Some(3), Some(3)));
+    world.edit::<ReplicationController>(&key, |c| c.spec.as_mut().unwrap().replicas = Some(1));
+    settle(&mut world, &ReplicationControllers, &key);
+    assert_eq!(active(&world), 1);
+    assert!(plan(&world, &ReplicationControllers, &key).is_empty());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
