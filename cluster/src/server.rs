@@ -444,6 +444,9 @@ async fn again<R: Future<Output = Result<()>>>(name: &str, stop: CancellationTok
     }
 }
 
+/// How long a server that joins waits for one that joined just before it.
+const ADDING: Duration = Duration::from_secs(60);
+
 /// The join endpoint's view of the store.
 struct StoreMembership(Handle);
 
@@ -451,6 +454,24 @@ impl StoreMembership {
     async fn members(&self) -> Result<Vec<Member>> {
         let list = self.0.member_list(MemberListRequest { linearizable: true }).await;
         Ok(list.context("list the store's members")?.members)
+    }
+
+    /// While a member that joined a moment ago has not started, the store takes no other.
+    async fn add_patiently(&self, name: &str, peer_url: &str) -> Result<(), tonic::Status> {
+        let deadline = tokio::time::Instant::now() + ADDING;
+        loop {
+            match self.0.add_member(name, vec![peer_url.to_owned()], false).await {
+                Err(refused)
+                    if matches!(
+                        refused.code(),
+                        tonic::Code::FailedPrecondition | tonic::Code::Unavailable
+                    ) && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                answer => return answer.map(|_| ()),
+            }
+        }
     }
 }
 
@@ -466,8 +487,7 @@ impl Membership for StoreMembership {
                 member.id
             ),
             None => {
-                self.0
-                    .add_member(name, vec![peer_url.to_owned()], false)
+                self.add_patiently(name, peer_url)
                     .await
                     .with_context(|| format!("add {name} to the store"))?;
             }

@@ -9,9 +9,9 @@
 
 use bytes::Bytes;
 
-use crate::auth::Identity;
+use crate::auth::{Identity, TokenChange};
 use crate::backend::{Cf, Overlay, Read, Write};
-use crate::command::{AlarmType, Batch, Command, LeaseId};
+use crate::command::{AlarmType, AuthChange, Batch, Command, LeaseId};
 use crate::error::Error;
 use crate::invariants;
 use crate::layout;
@@ -33,6 +33,8 @@ pub struct Effects {
     pub expired: Vec<LeaseId>,
     /// The compaction revision moved: start scrubbing (see `compact`).
     pub compacted: bool,
+    /// What became of tokens, in order.
+    pub tokens: Vec<TokenChange>,
 }
 
 /// Applies the batch at log position `index`. `read` must show the backend as of the last applied batch.
@@ -76,6 +78,7 @@ fn of_the_server(command: &Command) -> bool {
             | MemberUpdate { .. }
             | MemberPromote { .. }
             | MemberPublish { .. }
+            | Command::Auth(AuthChange::GiveToken { .. })
     )
 }
 
@@ -126,9 +129,19 @@ impl<'a> Applier<'a> {
             Command::AlarmActivate { member, alarm } => Ok(self.alarm(*member, *alarm, true)),
             Command::AlarmDeactivate { member, alarm } => Ok(self.alarm(*member, *alarm, false)),
             Command::Auth(change) => {
-                self.state.auth.change(change)?;
-                self.state.write_auth(&mut self.view);
+                self.state.auth.change(change, &mut self.effects.tokens)?;
+                if !matches!(change, AuthChange::GiveToken { .. }) {
+                    self.state.write_auth(&mut self.view);
+                }
                 Ok(Response::Auth { revision: self.state.revision })
+            }
+            Command::Downgrade { target } => {
+                if target.is_some() && self.state.downgrade.is_some() {
+                    return Err(Error::DowngradeInProcess);
+                }
+                self.state.downgrade.clone_from(target);
+                self.state.write_downgrade(&mut self.view);
+                Ok(Response::Downgrade { revision: self.state.revision })
             }
             // Nobody speaks for one who speaks for another.
             Command::As { .. } => Err(Error::InvalidAuthManagement),

@@ -1,9 +1,9 @@
 //! Users, roles and what they may touch.
 //!
 //! Users have roles, roles have permissions on keys or ranges; the role `root` may do everything. Each successful change
-//! moves the auth revision (property S22), and a request carries the one its token was given under: a request from
-//! before a change is refused and its client authenticates again. Passwords are hashed and compared by the shell; tokens
-//! are the shell's too.
+//! moves the auth revision (property S22), and a request carries the one its identity was established under: a request
+//! from before a change is refused and established again. Passwords are hashed and compared by the shell; tokens are the
+//! shell's too, which is told of what becomes of them ([`TokenChange`]).
 //!
 //! Requests of a known user enter the log as `Command::As`, and are judged when they are applied: on every member by the
 //! same rules, however late. While auth is enabled, a request without a user is refused; only what the server itself
@@ -70,6 +70,21 @@ pub struct Auth {
     roles: BTreeMap<String, Vec<Permission>>,
 }
 
+/// What a change means for the tokens the shell keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum TokenChange {
+    Given {
+        user: String,
+        digest: [u8; 32],
+    },
+    /// All tokens of the user are void.
+    LostBy {
+        user: String,
+    },
+    /// All tokens are void.
+    AllLost,
+}
+
 impl Default for Auth {
     fn default() -> Auth {
         Auth { enabled: false, revision: 1, users: BTreeMap::new(), roles: BTreeMap::new() }
@@ -118,19 +133,34 @@ impl Auth {
     }
 
     /// Errors: etcd's, for each change.
-    pub(crate) fn change(&mut self, change: &AuthChange) -> Result<(), Error> {
+    pub(crate) fn change(&mut self, change: &AuthChange, tokens: &mut Vec<TokenChange>) -> Result<(), Error> {
         let moved = match change {
             AuthChange::Enable => self.enable().map(|()| false)?,
-            AuthChange::Disable => std::mem::replace(&mut self.enabled, false),
+            AuthChange::Disable => {
+                tokens.push(TokenChange::AllLost);
+                std::mem::replace(&mut self.enabled, false)
+            }
+            AuthChange::GiveToken { user, digest, checked } => {
+                self.may_give(user, *checked)?;
+                tokens.push(TokenChange::Given { user: user.clone(), digest: *digest });
+                false
+            }
             AuthChange::UserAdd { name, password_hash } => {
                 self.user_add(name, password_hash).map(|()| true)?
             }
             AuthChange::UserDelete { name } => {
                 self.guards(name == ROOT)?;
-                self.users.remove(name).map(|_| true).ok_or(Error::UserNotFound)?
+                self.users.remove(name).ok_or(Error::UserNotFound)?;
+                tokens.push(TokenChange::LostBy { user: name.clone() });
+                true
             }
             AuthChange::UserChangePassword { name, password_hash } => {
-                self.user_mut(name)?.password_hash = password_hash.clone();
+                let user = self.user_mut(name)?;
+                // One without a password stays so.
+                if !user.password_hash.is_empty() {
+                    user.password_hash = password_hash.clone();
+                }
+                tokens.push(TokenChange::LostBy { user: name.clone() });
                 true
             }
             AuthChange::UserGrantRole { user, role } => {
@@ -150,8 +180,10 @@ impl Auth {
             AuthChange::RoleDelete { name } => {
                 self.guards(name == ROOT)?;
                 self.roles.remove(name).ok_or(Error::RoleNotFound)?;
-                for user in self.users.values_mut() {
-                    user.roles.remove(name);
+                for (user, held) in &mut self.users {
+                    if held.roles.remove(name) {
+                        tokens.push(TokenChange::LostBy { user: user.clone() });
+                    }
                 }
                 true
             }
@@ -167,6 +199,17 @@ impl Auth {
         };
         self.revision += u64::from(moved);
         Ok(())
+    }
+
+    /// Between the comparison of the password and now nothing may have changed.
+    fn may_give(&self, user: &str, checked: u64) -> Result<(), Error> {
+        if !self.enabled {
+            return Err(Error::AuthNotEnabled);
+        }
+        if checked != self.revision {
+            return Err(Error::AuthOldRevision);
+        }
+        if self.users.contains_key(user) { Ok(()) } else { Err(Error::AuthFailed) }
     }
 
     fn enable(&mut self) -> Result<(), Error> {
@@ -226,6 +269,27 @@ impl Auth {
         }
         let user = self.users.get(&who.user).ok_or(Error::PermissionDenied)?;
         Ok(Some(user).filter(|user| !user.roles.contains(ROOT)))
+    }
+
+    /// Errors: nobody, an old token, or a user that is none.
+    pub fn check_user(&self, who: &Identity) -> Result<(), Error> {
+        self.judge(who).map(|_| ())
+    }
+
+    /// The users themselves may look at it, beside root. Errors: as `check_admin`.
+    pub fn check_user_get(&self, who: &Identity, name: &str) -> Result<(), Error> {
+        match self.judge(who)? {
+            Some(_) if who.user != name => Err(Error::PermissionDenied),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whoever has the role may look at it, beside root. Errors: as `check_admin`.
+    pub fn check_role_get(&self, who: &Identity, role: &str) -> Result<(), Error> {
+        match self.judge(who)? {
+            Some(user) if !user.roles.contains(role) => Err(Error::PermissionDenied),
+            _ => Ok(()),
+        }
     }
 
     /// Errors: nobody, an old token, or not root.
@@ -288,6 +352,19 @@ impl Auth {
         lease_keys(read, id).iter().try_for_each(|key| self.check_keys(who, wanted, key, b""))
     }
 
+    /// Errors: no permission to read some key attached to one of the leases.
+    pub fn check_leases(
+        &self,
+        who: &Identity,
+        read: &dyn Read,
+        mut ids: impl Iterator<Item = LeaseId>,
+    ) -> Result<(), Error> {
+        if self.judge(who)?.is_none() {
+            return Ok(());
+        }
+        ids.try_for_each(|id| self.check_lease(who, read, Access::Read, id))
+    }
+
     /// Every compare and every operation of both branches, nested ones too.
     pub fn check_txn(&self, who: &Identity, read: &dyn Read, request: &TxnRequest) -> Result<(), Error> {
         self.judge(who)?;
@@ -326,16 +403,20 @@ impl Auth {
 
 /// Whether the union of the ranges covers the wanted one: neighbours may meet.
 fn covered(mut ranges: Vec<KeyRange<'_>>, wanted: KeyRange<'_>) -> bool {
-    if wanted.is_empty() {
-        return true;
-    }
-    let (mut from, to) = match wanted {
-        KeyRange::One(key) => return ranges.iter().any(|range| range.contains(key)),
-        KeyRange::Span(from, to) => (from.to_vec(), to),
-    };
     let start = |range: &KeyRange<'_>| match *range {
         KeyRange::One(key) => key.to_vec(),
         KeyRange::Span(from, _) => from.to_vec(),
+    };
+    let (mut from, to) = match wanted {
+        KeyRange::One(key) => return ranges.iter().any(|range| range.contains(key)),
+        // It ends before it begins: as in etcd, whoever holds everything between the two ends may ask.
+        KeyRange::Span(from, Some(to)) if to <= from => {
+            return ranges.iter().any(|range| match *range {
+                KeyRange::One(key) => key < to && key >= from,
+                KeyRange::Span(first, end) => first < to && end.is_none_or(|end| end > from),
+            });
+        }
+        KeyRange::Span(from, to) => (from.to_vec(), to),
     };
     ranges.sort_by_key(start);
     for range in ranges {

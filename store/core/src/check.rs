@@ -131,3 +131,22 @@ fn footprint(ops: &[RequestOp]) -> Result<Footprint, Error> {
     }
     Ok(all)
 }
+
+/// The version a downgrade from `major.minor` may go to: one minor below. A patch level is taken and not kept.
+/// Errors: no version; another than that.
+pub fn downgrade_target(text: &str, from: (u64, u64)) -> Result<String, Error> {
+    let number = |part: Option<&str>| part?.parse::<u64>().ok();
+    let mut parts = text.splitn(3, '.');
+    let (major, minor) = (number(parts.next()), number(parts.next()));
+    let patch = parts.next().is_none_or(|patch| {
+        let digits = patch.find(['-', '+']).map_or(patch, |end| &patch[..end]);
+        digits.parse::<u64>().is_ok()
+    });
+    let (Some(major), Some(minor), true) = (major, minor, patch) else {
+        return Err(Error::WrongDowngradeVersionFormat);
+    };
+    if (major, minor + 1) != from {
+        return Err(Error::InvalidDowngradeTargetVersion);
+    }
+    Ok(format!("{major}.{minor}.0"))
+}

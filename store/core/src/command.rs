@@ -85,6 +85,10 @@ pub enum Command {
         who: Identity,
         command: Box<Command>,
     },
+    /// Begins a downgrade of the cluster to a version (`major.minor.patch`), or ends it.
+    Downgrade {
+        target: Option<String>,
+    },
 }
 
 /// A change of users and roles. Passwords arrive hashed.
@@ -127,6 +131,13 @@ pub enum AuthChange {
         name: String,
         key: Bytes,
         range_end: Bytes,
+    },
+    /// The server gave a token to a user whose password was right under the auth revision `checked`. Only the token's
+    /// SHA-256 is logged.
+    GiveToken {
+        user: String,
+        digest: [u8; 32],
+        checked: u64,
     },
 }
 

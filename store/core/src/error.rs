@@ -112,4 +112,8 @@ errors! {
 
     Corrupt DataLoss "etcdserver: corrupt cluster",
     WatchCanceled Canceled "etcdserver: watch canceled",
+
+    DeadlineExceeded DeadlineExceeded "context deadline exceeded",
+    UnknownMethod Unknown "etcdserver: unknown method",
+    NoPasswordUser Unknown "auth: authentication failed, password was given for no password user",
 }

@@ -19,6 +19,9 @@ pub struct HashKv {
     pub revision: i64,
 }
 
+/// What a hash begins with, so that an empty store has one.
+const SEED: &[u8] = b"key";
+
 /// Hashes everything at or before `revision` (0 = now) that compaction keeps.
 /// Errors: revision compacted, or in the future.
 pub fn hash_kv(state: &State, read: &dyn Read, revision: i64) -> Result<HashKv, Error> {
@@ -28,8 +31,9 @@ pub fn hash_kv(state: &State, read: &dyn Read, revision: i64) -> Result<HashKv, 
     if revision > 0 && revision < state.compact_revision {
         return Err(Error::Compacted);
     }
-    let until = if revision <= 0 { state.revision } else { revision };
-    let mut hasher = Hasher { read, compacted: state.compact_revision, hash: 0, pending: None };
+    let until = if revision == 0 { state.revision } else { revision };
+    let seed = crc32c::crc32c(SEED);
+    let mut hasher = Hasher { read, compacted: state.compact_revision, hash: seed, pending: None };
     let mut key: Vec<u8> = Vec::new();
     read.scan(Cf::KeyHistory, Bound::Unbounded, Bound::Unbounded, false, &mut |stored, record| {
         let (escaped, at) = layout::split_key_history(stored);

@@ -33,7 +33,7 @@ pub mod txn;
 pub mod watch;
 
 pub use apply::{Effects, apply};
-pub use auth::{Access, Auth, Identity, Permission, User};
+pub use auth::{Access, Auth, Identity, Permission, TokenChange, User};
 pub use backend::{Cf, MemoryBackend, Read, Write};
 pub use command::{
     AlarmType, AuthChange, Batch, Command, Compare, CompareResult, CompareTarget, DeleteRangeRequest,

@@ -56,6 +56,9 @@ pub enum Response {
         revision: i64,
         members: Vec<Member>,
     },
+    Downgrade {
+        revision: i64,
+    },
 }
 
 impl Response {
@@ -69,6 +72,7 @@ impl Response {
             | Response::LeaseGrant { revision, .. }
             | Response::LeaseRevoke { revision }
             | Response::Auth { revision }
+            | Response::Downgrade { revision }
             | Response::LeaseKeepAlive { revision, .. }
             | Response::Alarm { revision, .. }
             | Response::Members { revision, .. } => *revision,

@@ -39,6 +39,8 @@ pub struct State {
     pub(crate) alarms: BTreeSet<Alarm>,
     pub(crate) members: Members,
     pub(crate) auth: Auth,
+    /// The version a downgrade under way goes to.
+    pub(crate) downgrade: Option<String>,
 }
 
 impl Default for State {
@@ -51,6 +53,7 @@ impl Default for State {
             alarms: BTreeSet::new(),
             members: Members::default(),
             auth: Auth::default(),
+            downgrade: None,
         }
     }
 }
@@ -68,6 +71,7 @@ const HEAD: &[u8] = b"head";
 const MEMBERS: &[u8] = b"members";
 const ALARMS: &[u8] = b"alarms";
 const AUTH: &[u8] = b"auth";
+const DOWNGRADE: &[u8] = b"downgrade";
 
 /// Stored state that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,6 +109,7 @@ impl State {
         state.members = decode(read, MEMBERS, "members")?.unwrap_or_default();
         state.alarms = decode(read, ALARMS, "alarms")?.unwrap_or_default();
         state.auth = decode(read, AUTH, "auth")?.unwrap_or_default();
+        state.downgrade = decode(read, DOWNGRADE, "downgrade")?.unwrap_or_default();
         read.scan(Cf::Lease, Bound::Unbounded, Bound::Unbounded, false, &mut |id, record| {
             let (ttl, expiry) = layout::decode_lease_record(record);
             state.lessor.insert(layout::decode_lease(id), Lease { ttl, expiry });
@@ -129,6 +134,10 @@ impl State {
 
     pub(crate) fn write_auth(&self, view: &mut Overlay<'_>) {
         view.put(Cf::Meta, Bytes::from_static(AUTH), encode(&self.auth));
+    }
+
+    pub(crate) fn write_downgrade(&self, view: &mut Overlay<'_>) {
+        view.put(Cf::Meta, Bytes::from_static(DOWNGRADE), encode(&self.downgrade));
     }
 
     pub(crate) fn write_alarms(&self, view: &mut Overlay<'_>) {
@@ -164,6 +173,11 @@ impl State {
 
     pub fn auth(&self) -> &Auth {
         &self.auth
+    }
+
+    /// The version a downgrade under way goes to.
+    pub fn downgrade(&self) -> Option<&str> {
+        self.downgrade.as_deref()
     }
 
     /// Whether any member raised this alarm.

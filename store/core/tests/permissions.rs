@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use keelson_store_core::{
     Access, AuthChange, Batch, Command, Compare, CompareResult, CompareTarget, DeleteRangeRequest, Error,
-    Identity, MemoryBackend, Permission, PutRequest, RangeRequest, RequestOp, Response, State, TxnRequest,
-    apply, invariants,
+    Identity, MemoryBackend, Permission, PutRequest, RangeRequest, RequestOp, Response, State, TokenChange,
+    TxnRequest, apply, invariants,
 };
 
 #[derive(Default)]
@@ -16,12 +16,16 @@ struct Store {
 
 impl Store {
     fn run(&mut self, command: Command) -> Result<Response, Error> {
+        self.run_with_tokens(command).0
+    }
+
+    fn run_with_tokens(&mut self, command: Command) -> (Result<Response, Error>, Vec<TokenChange>) {
         self.index += 1;
         let batch = Batch { commands: vec![command], ..Batch::default() };
         let mut effects = apply(&mut self.state, &self.backend, self.index, &batch);
         self.backend.write(&effects.writes);
         assert!(invariants::violated(&self.state, &self.backend).is_empty());
-        effects.responses.pop().expect("one command, one answer")
+        (effects.responses.pop().expect("one command, one answer"), effects.tokens)
     }
 
     fn auth(&mut self, change: AuthChange) -> Result<Response, Error> {
@@ -179,4 +183,74 @@ fn users_and_roles_survive_a_restart() {
     let loaded = State::load(&store.backend).expect("what was written loads");
     assert_eq!(loaded.auth(), store.state.auth());
     assert!(loaded.auth().enabled());
+}
+
+fn give(user: &str, checked: u64) -> Command {
+    Command::Auth(AuthChange::GiveToken { user: user.into(), digest: [7; 32], checked })
+}
+
+#[test]
+fn a_token_is_given_only_under_the_auth_revision_its_password_was_compared_at() {
+    let mut store = Store::default();
+    assert_eq!(store.run(give("u", 1)), Err(Error::AuthNotEnabled));
+    let mut store = Store::guarded();
+    let now = store.state.auth().revision();
+    assert_eq!(store.run(give("u", now - 1)), Err(Error::AuthOldRevision));
+    assert_eq!(store.run(give("ghost", now)), Err(Error::AuthFailed));
+    let (answer, tokens) = store.run_with_tokens(give("u", now));
+    assert!(answer.is_ok());
+    assert_eq!(tokens, [TokenChange::Given { user: "u".into(), digest: [7; 32] }]);
+    assert_eq!(store.state.auth().revision(), now, "a token is no change of users or roles");
+}
+
+#[test]
+fn a_changed_password_a_deleted_user_a_deleted_role_and_disabling_take_tokens_away() {
+    let mut store = Store::guarded();
+    let lost = |store: &mut Store, change: AuthChange| {
+        let who = Identity { user: "root".into(), revision: store.state.auth().revision() };
+        let command = Command::As { who, command: Box::new(Command::Auth(change)) };
+        let (answer, tokens) = store.run_with_tokens(command);
+        answer.expect("allowed");
+        tokens
+    };
+    let by_u = [TokenChange::LostBy { user: "u".into() }];
+    let password = AuthChange::UserChangePassword { name: "u".into(), password_hash: bytes("h") };
+    assert_eq!(lost(&mut store, password), by_u);
+    assert_eq!(lost(&mut store, AuthChange::RoleDelete { name: "r".into() }), by_u);
+    assert_eq!(lost(&mut store, AuthChange::UserDelete { name: "u".into() }), by_u);
+    assert_eq!(lost(&mut store, AuthChange::Disable), [TokenChange::AllLost]);
+}
+
+#[test]
+fn users_see_themselves_and_their_roles_and_no_others() {
+    let store = Store::guarded();
+    let auth = store.state.auth();
+    let who = Identity { user: "u".into(), revision: auth.revision() };
+    assert_eq!(auth.check_user(&who), Ok(()));
+    assert_eq!(auth.check_user(&Identity::default()), Err(Error::UserEmpty));
+    assert_eq!(auth.check_user_get(&who, "u"), Ok(()));
+    assert_eq!(auth.check_user_get(&who, "root"), Err(Error::PermissionDenied));
+    assert_eq!(auth.check_role_get(&who, "r"), Ok(()));
+    assert_eq!(auth.check_role_get(&who, "root"), Err(Error::PermissionDenied));
+}
+
+#[test]
+fn a_downgrade_goes_one_minor_down_and_only_one_at_a_time() {
+    use keelson_store_core::check::downgrade_target;
+    assert_eq!(downgrade_target("3.6", (3, 7)), Ok("3.6.0".into()));
+    assert_eq!(downgrade_target("3.6.4", (3, 7)), Ok("3.6.0".into()));
+    for bad in ["", "bad", "3", "3.x", "3.6.x"] {
+        assert_eq!(downgrade_target(bad, (3, 7)), Err(Error::WrongDowngradeVersionFormat), "{bad:?}");
+    }
+    for wrong in ["3.5.0", "3.7.0", "3.8.0", "4.0.0"] {
+        assert_eq!(downgrade_target(wrong, (3, 7)), Err(Error::InvalidDowngradeTargetVersion), "{wrong}");
+    }
+    let mut store = Store::default();
+    let begin = || Command::Downgrade { target: Some("3.6.0".into()) };
+    assert!(store.run(begin()).is_ok());
+    assert_eq!(store.run(begin()), Err(Error::DowngradeInProcess));
+    let loaded = State::load(&store.backend).expect("what was written loads");
+    assert_eq!(loaded.downgrade(), Some("3.6.0"));
+    assert!(store.run(Command::Downgrade { target: None }).is_ok());
+    assert!(store.run(begin()).is_ok());
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, RwLock};
 
 use futures::{Stream, StreamExt};
 use keelson_store_core::compact::{Scrub, Slice};
-use keelson_store_core::{Batch, Command, Error, Member, RevisionEvents, State, apply};
+use keelson_store_core::{Batch, Command, Error, Member, RevisionEvents, State, TokenChange, apply};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{AsyncRuntime, OptionalSend};
 use tokio::sync::watch;
@@ -28,6 +28,8 @@ use crate::types::{
 pub trait Listener: Send + Sync + 'static {
     /// A batch was applied. Revisions ascend without a gap.
     fn applied(&self, state: &State, events: Vec<RevisionEvents>, compacted: bool);
+    /// What became of tokens, after it is stored and before it is answered.
+    fn tokens(&self, _: Vec<TokenChange>) {}
     /// The whole state was replaced by a snapshot.
     fn restored(&self, state: &State);
 }
@@ -173,6 +175,9 @@ impl<B: Backend> StateMachine<B> {
         let effects = batch.map(run).unwrap_or_default();
         backend.commit(&effects.writes, &mark)?;
         self.listener.applied(&guarded.state, effects.events, effects.compacted);
+        if !effects.tokens.is_empty() {
+            self.listener.tokens(effects.tokens);
+        }
         drop(guarded);
         self.shared.applied.send_replace(index);
         Ok(Applied { index, responses: effects.responses })

@@ -193,7 +193,8 @@ where
             }
         }
         if Instant::now() + LOOK >= deadline {
-            return Err(if replica.leader().is_none() { Error::NoLeader } else { Error::Timeout });
+            let nobody = replica.leader_id() == 0;
+            return Err(if nobody { Error::DeadlineExceeded } else { Error::Timeout });
         }
         tokio::time::sleep(LOOK).await;
     }

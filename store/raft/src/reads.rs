@@ -98,7 +98,7 @@ where
             return Ok(index);
         }
         if Instant::now() + AGAIN >= deadline {
-            return Err(if replica.leader().is_none() { Error::NoLeader } else { Error::Timeout });
+            return Err(Error::Timeout);
         }
         tokio::time::sleep(AGAIN).await;
     }

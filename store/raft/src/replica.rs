@@ -11,7 +11,7 @@ use std::time::Duration;
 use keelson_store_core::{Command, Error, Response, Stamp};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
-use openraft::{AsyncRuntime, ChangeMembers, Config, ServerState};
+use openraft::{AsyncRuntime, ChangeMembers, Config, Instant as _, ServerState};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -166,9 +166,18 @@ where
         Some((leader, node))
     }
 
-    /// Whoever leads, ourselves included; 0 when unknown.
+    /// Whoever leads, ourselves included; 0 when unknown, or when we lead nobody any more.
     pub fn leader_id(&self) -> u64 {
-        self.raft.server_metrics().borrow_watched().current_leader.unwrap_or(0)
+        let leader = self.raft.server_metrics().borrow_watched().current_leader.unwrap_or(0);
+        if leader == self.id && !self.has_quorum() { 0 } else { leader }
+    }
+
+    /// As leader: whether a quorum has answered within the time after which it would have elected another.
+    fn has_quorum(&self) -> bool {
+        let acknowledged = self.raft.data_metrics().borrow_watched().last_quorum_acked;
+        // A leader just elected has had the quorum's votes.
+        acknowledged.is_none_or(|at| at.elapsed() < self.election * 2)
+            || self.voters() == BTreeSet::from([self.id])
     }
 
     /// Raft's term.
@@ -188,7 +197,7 @@ where
 
     /// Lease time now, if we lead: milliseconds since we took office in this term.
     pub fn stamp(&self) -> Option<Stamp> {
-        if !self.is_leader() {
+        if !self.is_leader() || !self.has_quorum() {
             return None;
         }
         let term = self.term();

@@ -80,6 +80,16 @@ pub struct Config {
     pub max_learners: usize,
     /// Refuse membership changes that would lose the quorum.
     pub strict_reconfig_check: bool,
+    /// Make a cluster of this member alone, whatever its data says of others.
+    pub force_new_cluster: bool,
+    /// Between two comparisons of the members' data; zero = never.
+    pub compact_hash_check_time: Duration,
+    /// `simple`, or `jwt,…` as `--auth-token` takes it.
+    pub auth_token: String,
+    /// How long a simple token holds without use.
+    pub auth_token_ttl: Duration,
+    /// Of bcrypt: each step doubles the work.
+    pub bcrypt_cost: u32,
     /// Acknowledge before data is on disk. Only for measurements.
     pub unsafe_no_fsync: bool,
     /// Of the database.
@@ -114,6 +124,11 @@ impl Default for Config {
             watch_progress_notify_interval: Duration::from_secs(600),
             max_learners: 1,
             strict_reconfig_check: true,
+            force_new_cluster: false,
+            compact_hash_check_time: Duration::from_secs(60),
+            auth_token: "simple".to_owned(),
+            auth_token_ttl: Duration::from_secs(300),
+            bcrypt_cost: 10,
             unsafe_no_fsync: false,
             memory: Memory::default(),
             notes: Vec::new(),

@@ -90,7 +90,7 @@ fn millis(value: &str) -> Result<Duration> {
 }
 
 /// Go's durations: `10m`, `1h30m`, `500ms`, `0`.
-fn duration(value: &str) -> Result<Duration> {
+pub(crate) fn duration(value: &str) -> Result<Duration> {
     if value == "0" {
         return Ok(Duration::ZERO);
     }
@@ -164,8 +164,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "grpc-keepalive-timeout",
     "raft-read-timeout",
     "raft-write-timeout",
-    "bcrypt-cost",
-    "auth-token-ttl",
     "logger",
     "log-outputs",
     "log-format",
@@ -188,7 +186,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "peer-client-key-file",
     "self-signed-cert-validity",
     "corrupt-check-time",
-    "compact-hash-check-time",
     "feature-gates",
     "auto-compaction-mode",
     "discovery-fallback",
@@ -232,12 +229,10 @@ const NOT_SUPPORTED: &[&str] = &[
     "client-cert-allowed-hostname",
     "peer-cert-allowed-cn",
     "peer-cert-allowed-hostname",
-    "auth-token",
     "config-file",
 ];
 
-const SWITCHES_NOT_SUPPORTED: &[&str] =
-    &["force-new-cluster", "auto-tls", "peer-auto-tls", "enable-distributed-tracing"];
+const SWITCHES_NOT_SUPPORTED: &[&str] = &["auto-tls", "peer-auto-tls", "enable-distributed-tracing"];
 
 fn table() -> Vec<Flag> {
     let mut flags = vec![
@@ -276,6 +271,11 @@ fn table() -> Vec<Flag> {
             d.config.watch_progress_notify_interval = duration(v)?.max(Duration::from_millis(100));
         }),
         value!("max-learners", |d, v| d.config.max_learners = v.parse()?),
+        value!("auth-token", |d, v| d.config.auth_token = v.to_owned()),
+        value!("auth-token-ttl", |d, v| d.config.auth_token_ttl = Duration::from_secs(v.parse()?)),
+        value!("bcrypt-cost", |d, v| d.config.bcrypt_cost = v.parse()?),
+        value!("compact-hash-check-time", |d, v| d.config.compact_hash_check_time = duration(v)?),
+        switch!("force-new-cluster", |d, v| d.config.force_new_cluster = truth(v)?),
         switch!("strict-reconfig-check", |d, v| d.config.strict_reconfig_check = truth(v)?),
         switch!("unsafe-no-fsync", |d, v| d.config.unsafe_no_fsync = truth(v)?),
         value!("log-level", |d, v| d.log_level = match v {

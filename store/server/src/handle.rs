@@ -14,10 +14,14 @@ use keelson_store_sync::Hub;
 use prost::Message;
 use tonic::Status;
 
+use crate::auth::{Caller, Passwords, Tokens};
 use crate::config::Config;
 use crate::convert::{self, Headers, status};
+use crate::facts::Facts;
 use crate::peer::PeerTransport;
+use crate::quota::Quota;
 use crate::rocks::Rocks;
+use crate::strict;
 use crate::watch;
 
 /// The version we answer as.
@@ -32,6 +36,7 @@ pub type Member = Replica<TokioRuntime, Rocks, PeerTransport>;
 #[derive(Clone)]
 pub struct Handle {
     pub(crate) inner: Arc<Inner>,
+    pub(crate) caller: Caller,
 }
 
 pub(crate) struct Inner {
@@ -43,6 +48,12 @@ pub(crate) struct Inner {
     pub ready: tokio::sync::watch::Receiver<bool>,
     /// Rung when a scrub has ended.
     pub scrubbed: Arc<tokio::sync::Notify>,
+    pub facts: Arc<Facts>,
+    pub quota: Quota,
+    /// Held while files are rewritten to give space back.
+    pub rewriting: tokio::sync::Semaphore,
+    pub tokens: Arc<Tokens>,
+    pub passwords: Passwords,
 }
 
 type Answer<T> = Result<T, Status>;
@@ -111,18 +122,20 @@ impl Handle {
         self.inner.replica.read_index().await.map_err(status)
     }
 
-    fn fits(&self, request: &impl Message) -> Answer<()> {
-        if request.encoded_len() > self.config().max_request_bytes {
+    /// Answers its size, bytes.
+    fn fits(&self, request: &impl Message) -> Answer<usize> {
+        let size = request.encoded_len();
+        if size > self.config().max_request_bytes {
             return Err(status(Error::RequestTooLarge));
         }
-        Ok(())
+        Ok(size)
     }
 
-    /// Raises NOSPACE and refuses when the database is above its quota.
-    async fn within_quota(&self) -> Answer<()> {
-        let (size, alarmed) =
-            self.at_once(|state, rocks| (rocks.size().0, state.has_alarm(AlarmType::NoSpace))).await?;
-        if size <= self.config().quota() || alarmed {
+    /// Raises NOSPACE and refuses when a request of so many bytes would take the database above its quota.
+    async fn within_quota(&self, bytes: usize) -> Answer<()> {
+        if self.inner.quota.fits(&self.inner.replica.shared.backend, bytes)
+            || self.at_once(|state, _| state.has_alarm(AlarmType::NoSpace)).await?
+        {
             return Ok(());
         }
         let alarm = Command::AlarmActivate { member: self.member_id(), alarm: AlarmType::NoSpace };
@@ -134,11 +147,8 @@ impl Handle {
         self.inner.replica.propose(command).await.map(|(_, response)| response).map_err(status)
     }
 
-    fn learner(&self) -> bool {
-        let id = self.member_id();
-        let learner =
-            |state: &State, _: &Rocks| state.members().get(id).is_some_and(|member| member.is_learner);
-        self.inner.replica.shared.read(learner).unwrap_or(false)
+    pub(crate) fn learner(&self) -> bool {
+        self.inner.facts.learner()
     }
 
     /// A learner serves little else than serializable reads.
@@ -173,11 +183,15 @@ impl Handle {
 
     /// A range, or more than a key of it, is read on a thread where it may take its time.
     async fn read_range(&self, request: core::RangeRequest) -> Answer<core::RangeResponse> {
+        let rule = |state: &State, who: &core::Identity, _: &Rocks| state.auth().check_range(who, &request);
         if request.range_end.is_empty() {
-            return self.at_once(|state, rocks| core::range(state, rocks, &request)).await?.map_err(status);
+            return self
+                .allowed(rule, |state, rocks| core::range(state, rocks, &request))
+                .await?
+                .map_err(status);
         }
-        // Wait out an installation here, so that the thread below need not.
-        self.at_once(|_, _| ()).await?;
+        // Judged, and an installation waited out, here, so that the thread below need not.
+        self.allowed(rule, |_, _| ()).await?;
         let replica = self.inner.replica.clone();
         let work = tokio::task::spawn_blocking(move || {
             let backend = replica.shared.backend.clone();
@@ -198,6 +212,23 @@ impl Handle {
         self.at_once(|state, _| state.members().to_vec()).await
     }
 
+    /// What the leader refuses of changes of the membership, here or asked for by a follower.
+    pub(crate) async fn judge(&self, change: &MemberChange) -> Result<(), Error> {
+        let members = self.members().await.map_err(|_| Error::TimeoutWaitAppliedIndex)?;
+        if self.config().strict_reconfig_check {
+            strict::judge(change, &members, self.member_id(), &self.inner.replica.transport.contacts)?;
+        }
+        let taken = |urls: &[String], except: u64| {
+            let has = |member: &core::Member| member.peer_urls.iter().any(|url| urls.contains(url));
+            members.iter().any(|member| member.id != except && has(member))
+        };
+        match change {
+            MemberChange::Add { node, .. } if taken(&node.peer_urls, 0) => Err(Error::PeerUrlsExist),
+            MemberChange::Update { id, peer_urls } if taken(peer_urls, *id) => Err(Error::PeerUrlsExist),
+            _ => Ok(()),
+        }
+    }
+
     /// Changes the membership and returns once this member shows it.
     pub(crate) async fn change(
         &self,
@@ -205,6 +236,9 @@ impl Handle {
         shows: impl Fn(&core::Members) -> bool,
     ) -> Answer<Vec<core::Member>> {
         let timeout = self.config().request_timeout();
+        if self.inner.replica.is_leader() {
+            self.judge(&change).await.map_err(status)?;
+        }
         self.inner.replica.change(change, timeout).await.map_err(status)?;
         let mut applied = self.inner.replica.shared.watch_applied();
         let wait = async {
@@ -231,10 +265,8 @@ impl Handle {
         if bad {
             return Err(status(Error::InvalidMemberUrls));
         }
+        self.allowed_admin().await?;
         let members = self.members().await?;
-        if members.iter().any(|member| member.peer_urls.iter().any(|url| peer_urls.contains(url))) {
-            return Err(status(Error::PeerUrlsExist));
-        }
         let learners = members.iter().filter(|member| member.is_learner).count();
         if learner && learners >= self.config().max_learners {
             return Err(status(Error::TooManyLearners));
@@ -252,6 +284,7 @@ impl Handle {
     /// etcd's own refusals: not there, no learner, not in sync yet (ask again later).
     pub async fn promote_member(&self, id: u64) -> Answer<()> {
         self.voters_only()?;
+        self.allowed_admin().await?;
         let shows = |members: &core::Members| members.get(id).is_none_or(|member| !member.is_learner);
         self.change(MemberChange::Promote { id }, shows).await.map(|_| ())
     }
@@ -262,19 +295,10 @@ impl Handle {
     /// etcd's own refusals: not there, too few members of the rest have started.
     pub async fn remove_member(&self, id: u64) -> Answer<()> {
         self.voters_only()?;
+        self.allowed_admin().await?;
         let members = self.members().await?;
         if members.iter().all(|member| member.id != id) {
             return Err(status(Error::MemberNotFound));
-        }
-        if self.config().strict_reconfig_check {
-            // Members that have never started cannot be part of the quorum that remains.
-            let rest = members.iter().filter(|member| member.id != id && !member.is_learner);
-            let (all, started) = rest.fold((0, 0), |(all, started), member| {
-                (all + 1, started + usize::from(!member.client_urls.is_empty()))
-            });
-            if started < all / 2 + 1 {
-                return Err(status(Error::NotEnoughStartedMembers));
-            }
         }
         self.change(MemberChange::Remove { id }, |members| members.get(id).is_none()).await.map(|_| ())
     }
@@ -292,7 +316,7 @@ impl Handle {
     /// Renews a lease; a TTL of 0 says that there is none.
     pub(crate) async fn lease_keep_alive(&self, id: LeaseId) -> Answer<pb::LeaseKeepAliveResponse> {
         self.voters_only()?;
-        match self.propose(Command::LeaseKeepAlive { id }).await? {
+        match self.propose_as_caller(Command::LeaseKeepAlive { id }).await? {
             Response::LeaseKeepAlive { revision, id, ttl } => {
                 Ok(pb::LeaseKeepAliveResponse { header: self.headers().at(revision), id, ttl })
             }
@@ -317,12 +341,12 @@ impl Etcd for Handle {
     }
 
     async fn put(&self, r: pb::PutRequest) -> Answer<pb::PutResponse> {
-        self.fits(&r)?;
+        let size = self.fits(&r)?;
         let request = convert::put(r);
         check::put(&request).map_err(status)?;
         self.voters_only()?;
-        self.within_quota().await?;
-        match self.propose(Command::Put(request)).await? {
+        self.within_quota(size).await?;
+        match self.propose_as_caller(Command::Put(request)).await? {
             Response::Put(answer) => Ok(self.headers().put(answer)),
             other => Err(unexpected(&other)),
         }
@@ -332,27 +356,32 @@ impl Etcd for Handle {
         let request = convert::delete_range(r);
         check::delete_range(&request).map_err(status)?;
         self.voters_only()?;
-        match self.propose(Command::DeleteRange(request)).await? {
+        match self.propose_as_caller(Command::DeleteRange(request)).await? {
             Response::DeleteRange(answer) => Ok(self.headers().delete_range(answer)),
             other => Err(unexpected(&other)),
         }
     }
 
     async fn txn(&self, r: pb::TxnRequest) -> Answer<pb::TxnResponse> {
-        self.fits(&r)?;
+        let size = self.fits(&r)?;
         let serializable = serializable(&r);
         let request = convert::txn(r);
         check::txn(&request, self.config().max_txn_ops).map_err(status)?;
         if txn::is_read_only(&request) {
             self.prepare_read(serializable).await?;
-            let answer = self.at_once(|state, rocks| txn::read_txn(state, rocks, &request)).await?;
+            let answer = self
+                .allowed(
+                    |state, who, rocks| state.auth().check_txn(who, rocks, &request),
+                    |state, rocks| txn::read_txn(state, rocks, &request),
+                )
+                .await?;
             return Ok(self.headers().txn(answer.map_err(status)?));
         }
         self.voters_only()?;
         if txn::has_put(&request) {
-            self.within_quota().await?;
+            self.within_quota(size).await?;
         }
-        match self.propose(Command::Txn(request)).await? {
+        match self.propose_as_caller(Command::Txn(request)).await? {
             Response::Txn(answer) => Ok(self.headers().txn(answer)),
             other => Err(unexpected(&other)),
         }
@@ -360,7 +389,7 @@ impl Etcd for Handle {
 
     async fn compact(&self, r: pb::CompactionRequest) -> Answer<pb::CompactionResponse> {
         self.voters_only()?;
-        match self.propose(Command::Compact { revision: r.revision }).await? {
+        match self.propose_as_caller(Command::Compact { revision: r.revision }).await? {
             Response::Compact { revision } => {
                 Ok(pb::CompactionResponse { header: self.headers().at(revision) })
             }
@@ -370,14 +399,14 @@ impl Etcd for Handle {
 
     async fn lease_grant(&self, r: pb::LeaseGrantRequest) -> Answer<pb::LeaseGrantResponse> {
         self.voters_only()?;
-        self.within_quota().await?;
+        self.within_quota(0).await?;
         let id = match r.id {
             0 => self.at_once(|state, _| self.free_lease_id(state)).await?,
             id => id,
         };
         check::lease_grant(id, r.ttl).map_err(status)?;
         let ttl = r.ttl.max(self.config().min_lease_ttl());
-        match self.propose(Command::LeaseGrant { id, ttl }).await? {
+        match self.propose_as_caller(Command::LeaseGrant { id, ttl }).await? {
             Response::LeaseGrant { revision, id, ttl } => Ok(pb::LeaseGrantResponse {
                 header: self.headers().at(revision),
                 id,
@@ -390,7 +419,7 @@ impl Etcd for Handle {
 
     async fn lease_revoke(&self, r: pb::LeaseRevokeRequest) -> Answer<pb::LeaseRevokeResponse> {
         self.voters_only()?;
-        match self.propose(Command::LeaseRevoke { id: r.id }).await? {
+        match self.propose_as_caller(Command::LeaseRevoke { id: r.id }).await? {
             Response::LeaseRevoke { revision } => {
                 Ok(pb::LeaseRevokeResponse { header: self.headers().at(revision) })
             }
@@ -400,20 +429,25 @@ impl Etcd for Handle {
 
     async fn status(&self, _: pb::StatusRequest) -> Answer<pb::StatusResponse> {
         let replica = &self.inner.replica;
-        let (revision, errors, sizes) = self
-            .at_once(|state, rocks| {
-                let alarms = state.alarms().iter().map(|alarm| match alarm.alarm {
-                    AlarmType::NoSpace => format!("memberID:{} alarm:NOSPACE ", alarm.member),
-                    AlarmType::Corrupt => format!("memberID:{} alarm:CORRUPT ", alarm.member),
-                });
-                (state.revision(), alarms.collect::<Vec<_>>(), rocks.size())
-            })
+        let (revision, alarms, sizes, downgrade) = self
+            .allowed(
+                |state, who, _| state.auth().check_user(who),
+                |state, rocks| {
+                    let alarms = state.alarms().iter().map(|alarm| match alarm.alarm {
+                        AlarmType::NoSpace => format!("memberID:{} alarm:NOSPACE ", alarm.member),
+                        AlarmType::Corrupt => format!("memberID:{} alarm:CORRUPT ", alarm.member),
+                    });
+                    let downgrade = state.downgrade().map(str::to_owned);
+                    (state.revision(), alarms.collect::<Vec<_>>(), rocks.size(), downgrade)
+                },
+            )
             .await?;
         let leader = replica.leader_id();
-        let mut errors = errors;
+        let mut errors = Vec::new();
         if leader == 0 {
             errors.push(Error::NoLeader.to_string());
         }
+        errors.extend(alarms);
         let applied = replica.shared.applied();
         let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
         Ok(pb::StatusResponse {
@@ -429,11 +463,15 @@ impl Etcd for Handle {
             is_learner: self.learner(),
             storage_version: CLUSTER_VERSION.to_owned(),
             db_size_quota: signed(self.config().quota()),
-            downgrade_info: Some(pb::DowngradeInfo::default()),
+            downgrade_info: Some(pb::DowngradeInfo {
+                enabled: downgrade.is_some(),
+                target_version: downgrade.unwrap_or_default(),
+            }),
         })
     }
 
     async fn member_list(&self, r: pb::MemberListRequest) -> Answer<pb::MemberListResponse> {
+        self.allowed_any().await?;
         if r.linearizable {
             self.linearize().await?;
         }

@@ -12,6 +12,7 @@ use tower::Service;
 use crate::handle::{CLUSTER_VERSION, ETCD_VERSION, Handle};
 use crate::listen::{Serve, plain};
 use crate::metrics::Metrics;
+use crate::service;
 
 /// How long a health check may take; probes give up sooner than clients.
 const PROBE: Duration = Duration::from_secs(3);
@@ -36,6 +37,9 @@ impl Serve for ClientService {
         match &self.routes {
             Some(routes) if grpc => {
                 self.metrics.started(request.uri().path());
+                if let Err(refusal) = service::admit(&self.handle, request.uri().path(), request.headers()) {
+                    return refusal.into_http();
+                }
                 let answered = routes.clone().call(request).await;
                 answered.unwrap_or_else(|never| match never {})
             }

@@ -9,11 +9,14 @@
 //! Entry points: [`Store::start`] (embed), [`Handle`] (the API in process, `impl Etcd`), [`main`] (`keelson etcd`).
 //! Nothing here decides what a request means: that is `keelson_store_core`.
 //!
-//! Not there yet, and answered as such: authentication, the lock and election services, the JSON gateway, downgrade,
+//! Not there yet, and answered as such: the lock and election services, the JSON gateway, downgrade,
 //! etcd's own snapshot and data formats.
 
+mod auth;
 mod config;
+mod consistency;
 mod convert;
+mod facts;
 mod flags;
 mod handle;
 mod http;
@@ -22,10 +25,12 @@ mod listen;
 mod logging;
 mod metrics;
 mod peer;
+mod quota;
 mod rocks;
 mod scrub;
 mod service;
 mod store;
+mod strict;
 mod tls;
 mod watch;
 

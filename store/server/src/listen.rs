@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::ClientName;
 use crate::config::Endpoint;
 
 /// How long a TLS handshake may take.
@@ -96,9 +97,12 @@ pub async fn run<S: Serve>(bound: Bound, service: S, streams: u32, stop: Cancell
         let (service, stop, acceptor) = (service.clone(), stop.clone(), acceptor.clone());
         connections.spawn(async move {
             match acceptor {
-                None => connection(stream, service, streams, stop).await,
+                None => connection(stream, None, service, streams, stop).await,
                 Some(acceptor) => match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => connection(stream, service, streams, stop).await,
+                    Ok(Ok(stream)) => {
+                        let client = client_name(stream.get_ref().1);
+                        connection(stream, client, service, streams, stop).await;
+                    }
                     Ok(Err(error)) => tracing::warn!(%error, "rejected connection"),
                     Err(_) => tracing::warn!("rejected connection: TLS handshake took too long"),
                 },
@@ -112,8 +116,17 @@ pub async fn run<S: Serve>(bound: Bound, service: S, streams: u32, stop: Cancell
     }
 }
 
+/// The common name of the client's certificate, which the handshake has verified.
+fn client_name(session: &rustls::ServerConnection) -> Option<ClientName> {
+    let certificate = session.peer_certificates()?.first()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(ClientName(name.into()))
+}
+
 async fn connection<S: Serve>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    client: Option<ClientName>,
     service: S,
     streams: u32,
     stop: CancellationToken,
@@ -130,8 +143,11 @@ async fn connection<S: Serve>(
         .max_pending_accept_reset_streams(Some(1024));
     let serving = builder.serve_connection(
         TokioIo::new(stream),
-        service_fn(move |request| {
+        service_fn(move |mut request: Request<Incoming>| {
             let service = service.clone();
+            if let Some(client) = &client {
+                request.extensions_mut().insert(client.clone());
+            }
             async move { Ok::<_, std::convert::Infallible>(service.serve(request).await) }
         }),
     );

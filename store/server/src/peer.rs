@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `/raft/message` | `Request` | `Reply` |
 //! | `/raft/snapshot` | length (4), vote and meta, then the chunks | our vote |
+//! | `/members/hashkv` | revision | `PeerHash` |
 //! | `/members` (GET) | | JSON: cluster id, members; what a joiner needs |
 //!
 //! Every request carries the sender's cluster and the target's member id; a wrong one is refused, so that an address
@@ -33,8 +34,10 @@ use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::config::Endpoint;
+use crate::consistency::PeerHash;
 use crate::handle::Handle;
 use crate::listen::{Serve, plain};
+use crate::strict::Contacts;
 
 const CLUSTER: &str = "x-keelson-cluster";
 const TARGET: &str = "x-keelson-to";
@@ -51,10 +54,12 @@ type Sender = http2::SendRequest<Body>;
 /// Carries messages to peers.
 pub struct PeerTransport {
     cluster_id: u64,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    pub(crate) tls: Option<Arc<rustls::ClientConfig>>,
     connections: Mutex<BTreeMap<u64, Sender>>,
     /// Bytes sent and received.
     pub traffic: Traffic,
+    /// Who answers us.
+    pub(crate) contacts: Contacts,
 }
 
 /// Counters for metrics.
@@ -117,7 +122,13 @@ where
 impl PeerTransport {
     /// `tls` for https peers.
     pub fn new(cluster_id: u64, tls: Option<Arc<rustls::ClientConfig>>) -> PeerTransport {
-        PeerTransport { cluster_id, tls, connections: Mutex::default(), traffic: Traffic::default() }
+        PeerTransport {
+            cluster_id,
+            tls,
+            connections: Mutex::default(),
+            traffic: Traffic::default(),
+            contacts: Contacts::default(),
+        }
     }
 
     async fn connection(&self, target: u64, node: &Node) -> Result<Sender, TransportError> {
@@ -173,6 +184,24 @@ impl PeerTransport {
     }
 }
 
+impl PeerTransport {
+    /// A peer's hash of everything up to a revision.
+    ///
+    /// # Errors
+    /// Not reachable; it has not got so far, or has compacted it.
+    pub(crate) async fn hash(
+        &self,
+        target: u64,
+        peer_urls: &[String],
+        revision: i64,
+    ) -> Result<PeerHash, TransportError> {
+        let node = Node { peer_urls: peer_urls.to_vec(), ..Node::default() };
+        let body = postcard::to_stdvec(&revision).map_err(garbled)?;
+        let answer = self.post(target, &node, "/members/hashkv", full(body)).await?;
+        postcard::from_bytes(&answer).map_err(garbled)
+    }
+}
+
 fn garbled(error: postcard::Error) -> TransportError {
     TransportError::Broken(format!("the peer's answer does not decode: {error}"))
 }
@@ -196,6 +225,7 @@ impl Transport<TokioRuntime> for PeerTransport {
         if answer.is_err() {
             self.traffic.failures.fetch_add(1, Relaxed);
         }
+        self.contacts.note(target, answer.is_ok());
         answer
     }
 
@@ -241,6 +271,9 @@ pub struct ClusterInfo {
     pub members: Vec<CoreMember>,
     /// Ids of those whose vote Raft counts; a member just added is not among them until it has caught up.
     pub voters: Vec<u64>,
+    /// The log position up to which this is true.
+    #[serde(default)]
+    pub applied: u64,
 }
 
 /// Asks a peer URL for its cluster.
@@ -290,7 +323,15 @@ impl PeerService {
             Ok(request) => request,
             Err(error) => return plain(StatusCode::BAD_REQUEST, "text/plain", error.to_string()),
         };
-        let reply = handle.replica().receive(request).await;
+        handle.inner.facts.hear();
+        let refused = match &request {
+            Request::Change(change) if handle.replica().is_leader() => handle.judge(change).await.err(),
+            _ => None,
+        };
+        let reply = match refused {
+            Some(error) => Reply::Change(Err(error)),
+            None => handle.replica().receive(request).await,
+        };
         match postcard::to_stdvec(&reply) {
             Ok(body) => plain(StatusCode::OK, "application/octet-stream", body),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
@@ -338,14 +379,35 @@ impl PeerService {
         }
     }
 
-    async fn members(&self, handle: &Handle) -> Response<tonic::body::Body> {
-        let members = match handle.members().await {
-            Ok(members) => members,
+    async fn hash(&self, handle: &Handle, body: Incoming) -> Response<tonic::body::Body> {
+        let body = match http_body_util::Limited::new(body, 64).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) => return plain(StatusCode::BAD_REQUEST, "text/plain", error.to_string()),
+        };
+        let Ok(revision) = postcard::from_bytes::<i64>(&body) else {
+            return plain(StatusCode::BAD_REQUEST, "text/plain", "no revision");
+        };
+        let hash = match handle.hash_at(revision).await {
+            Ok(hash) => PeerHash::from(hash),
             Err(error) => {
                 return plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", error.message().to_owned());
             }
         };
-        let info = ClusterInfo { cluster_id: handle.cluster_id(), members, voters: handle.voters() };
+        match postcard::to_stdvec(&hash) {
+            Ok(body) => plain(StatusCode::OK, "application/octet-stream", body),
+            Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+        }
+    }
+
+    async fn members(&self, handle: &Handle) -> Response<tonic::body::Body> {
+        let told = handle.at_once(|state, _| (state.members().to_vec(), state.applied())).await;
+        let (members, applied) = match told {
+            Ok(told) => told,
+            Err(error) => {
+                return plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", error.message().to_owned());
+            }
+        };
+        let info = ClusterInfo { cluster_id: handle.cluster_id(), members, voters: handle.voters(), applied };
         match serde_json::to_vec(&info) {
             Ok(body) => plain(StatusCode::OK, "application/json", body),
             Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
@@ -371,6 +433,7 @@ impl Serve for PeerService {
         }
         match path.as_str() {
             "/raft/message" => self.message(handle, request.into_body()).await,
+            "/members/hashkv" => self.hash(handle, request.into_body()).await,
             "/raft/snapshot" => self.snapshot(handle, request.into_body()).await,
             _ => plain(StatusCode::NOT_FOUND, "text/plain", "404 page not found\n"),
         }

@@ -14,6 +14,7 @@ use std::io::{self, BufReader, Read as _, Write as _};
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -54,6 +55,14 @@ pub struct Rocks {
     db: Arc<DB>,
     folder: PathBuf,
     received: Arc<AtomicU64>,
+    counters: Arc<Counters>,
+}
+
+/// Bytes written since the start, and how many of them were written when memtables were last emptied.
+#[derive(Debug, Default)]
+struct Counters {
+    written: AtomicU64,
+    flushed: AtomicU64,
 }
 
 fn other(error: rocksdb::Error) -> io::Error {
@@ -116,7 +125,12 @@ impl Rocks {
                 path.display()
             ))
         })?;
-        let rocks = Rocks { db: Arc::new(db), folder: folder.to_owned(), received: Arc::default() };
+        let rocks = Rocks {
+            db: Arc::new(db),
+            folder: folder.to_owned(),
+            received: Arc::default(),
+            counters: Arc::default(),
+        };
         rocks.finish_installation()?;
         Ok(rocks)
     }
@@ -142,23 +156,36 @@ impl Rocks {
 
     /// Another handle on the same database.
     fn again(&self) -> Rocks {
-        Rocks { db: self.db.clone(), folder: self.folder.clone(), received: self.received.clone() }
+        Rocks {
+            db: self.db.clone(),
+            folder: self.folder.clone(),
+            received: self.received.clone(),
+            counters: self.counters.clone(),
+        }
     }
 
-    /// Bytes on disk and in memtables, and the part of them that live data takes.
+    /// Bytes on disk and not yet there, and the part of them that live data takes.
     pub fn size(&self) -> (u64, u64) {
         let property = |family: &ColumnFamily, name: &str| {
             self.db.property_int_value_cf(family, name).ok().flatten().unwrap_or(0)
         };
-        let mut total = 0;
-        let mut live = 0;
+        let (mut total, mut live, mut memory) = (0, 0, 0);
         for cf in Cf::ALL {
             let family = self.family(cf);
-            let memory = property(family, "rocksdb.cur-size-all-mem-tables");
-            total += property(family, "rocksdb.total-sst-files-size") + memory;
-            live += property(family, "rocksdb.estimate-live-data-size") + memory;
+            memory += property(family, "rocksdb.cur-size-all-mem-tables");
+            total += property(family, "rocksdb.total-sst-files-size");
+            live += property(family, "rocksdb.estimate-live-data-size");
         }
-        (total, live.min(total))
+        // Memtables are allocated in blocks of a megabyte; what was put into them since they were last emptied says more,
+        // as long as we know when that was.
+        let unflushed = self.written().saturating_sub(self.counters.flushed.load(Relaxed));
+        let memory = memory.min(unflushed);
+        (total + memory, live.min(total) + memory)
+    }
+
+    /// Bytes written since the start.
+    pub fn written(&self) -> u64 {
+        self.counters.written.load(Relaxed)
     }
 
     /// Rewrites files so that the space of deleted data is given back; readers and writers go on.
@@ -184,7 +211,10 @@ impl Rocks {
         families.push(self.mark_family());
         let mut options = FlushOptions::default();
         options.set_wait(true);
-        self.db.flush_cfs_opt(&families, &options).map_err(other)
+        let written = self.written();
+        self.db.flush_cfs_opt(&families, &options).map_err(other)?;
+        self.counters.flushed.fetch_max(written, Relaxed);
+        Ok(())
     }
 
     fn finish_installation(&self) -> io::Result<()> {
@@ -371,11 +401,14 @@ impl Backend for Rocks {
     fn commit(&self, writes: &[Write], mark: &[u8]) -> io::Result<()> {
         let mut batch = self.batch(writes);
         batch.put_cf(self.mark_family(), MARK, mark);
+        self.counters.written.fetch_add(batch.size_in_bytes() as u64, Relaxed);
         self.db.write_opt(batch, &Rocks::unlogged()).map_err(other)
     }
 
     fn prune(&self, writes: &[Write]) -> io::Result<()> {
-        self.db.write_opt(self.batch(writes), &Rocks::unlogged()).map_err(other)
+        let batch = self.batch(writes);
+        self.counters.written.fetch_add(batch.size_in_bytes() as u64, Relaxed);
+        self.db.write_opt(batch, &Rocks::unlogged()).map_err(other)
     }
 
     fn mark(&self) -> io::Result<Option<Bytes>> {

@@ -11,24 +11,27 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use keelson_store_core::{Command, RevisionEvents, State};
+use keelson_store_core::{Command, RevisionEvents, State, TokenChange};
 use keelson_store_raft::types::TokioRuntime;
 use keelson_store_raft::{Backend, FileDisk, Listener, Node, Replica, ReplicaConfig, SegmentLog};
 use keelson_store_sync::{Hub, Publisher};
 use openraft::async_runtime::WatchReceiver;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::auth::{Caller, Passwords, Tokens};
 use crate::config::{ClusterState, Config};
+use crate::facts::Facts;
 use crate::handle::{Handle, Inner, Member};
 use crate::http::ClientService;
 use crate::identity::{DataDir, Identity, cluster_id, initial_ids};
 use crate::listen::{self, Bound};
 use crate::metrics::Metrics;
 use crate::peer::{self, PeerService, PeerTransport};
+use crate::quota::{self, Quota};
 use crate::rocks::Rocks;
-use crate::{scrub, service, tls};
+use crate::{consistency, scrub, service, tls};
 
 /// Recent changes kept in memory for watchers: how many, and how many bytes.
 const RING: usize = 4096;
@@ -242,10 +245,14 @@ async fn join(
 struct Events {
     publisher: Mutex<Publisher<RevisionEvents>>,
     compacted: Arc<Notify>,
+    facts: Arc<Facts>,
+    tokens: Arc<Tokens>,
+    member_id: u64,
 }
 
 impl Listener for Events {
-    fn applied(&self, _: &State, events: Vec<RevisionEvents>, compacted: bool) {
+    fn applied(&self, state: &State, events: Vec<RevisionEvents>, compacted: bool) {
+        self.facts.note(state, self.member_id);
         if !events.is_empty() {
             let mut publisher = self.publisher.lock().expect("no panic while locked");
             for group in events {
@@ -258,7 +265,12 @@ impl Listener for Events {
         }
     }
 
+    fn tokens(&self, changes: Vec<TokenChange>) {
+        self.tokens.follow(changes);
+    }
+
     fn restored(&self, state: &State) {
+        self.facts.note(state, self.member_id);
         self.publisher.lock().expect("no panic while locked").reset(state.revision() as u64);
         self.compacted.notify_one();
     }
@@ -271,6 +283,8 @@ struct Opened {
     hub: Arc<Hub<RevisionEvents>>,
     metrics: Metrics,
     compacted: Arc<Notify>,
+    facts: Arc<Facts>,
+    tokens: Arc<Tokens>,
     pristine: bool,
 }
 
@@ -286,12 +300,26 @@ impl Opened {
         let metrics = Metrics::new(disk.stats.clone());
         let log = SegmentLog::open(disk)?;
         let pristine = log.is_pristine();
+        if config.force_new_cluster {
+            let peer_urls = config.initial_advertise_peer_urls.clone();
+            let node = Node { name: config.name.clone(), peer_urls, promote: false };
+            tracing::warn!("forcing a new cluster of this member alone; what only others knew is lost");
+            log.make_alone(identity.member_id, node).await?;
+        }
         let folder = data.folder.join("snap");
         let memory = config.memory;
         let backend = tokio::task::spawn_blocking(move || Rocks::open(&folder, memory)).await??;
         let (publisher, hub) = Hub::new(RING, RING_BYTES, 0);
         let compacted = Arc::new(Notify::new());
-        let events = Events { publisher: Mutex::new(publisher), compacted: compacted.clone() };
+        let tokens = Arc::new(Tokens::new(&config.auth_token, config.auth_token_ttl)?);
+        let facts = Arc::new(Facts::default());
+        let events = Events {
+            publisher: Mutex::new(publisher),
+            compacted: compacted.clone(),
+            facts: facts.clone(),
+            tokens: tokens.clone(),
+            member_id: identity.member_id,
+        };
         let transport = PeerTransport::new(identity.cluster_id, dial);
         let replica = Replica::<TokioRuntime, _, _>::start(
             replica_config(config, &identity),
@@ -301,7 +329,7 @@ impl Opened {
             Arc::new(events),
         )
         .await?;
-        Ok(Opened { identity, replica, hub, metrics, compacted, pristine })
+        Ok(Opened { identity, replica, hub, metrics, compacted, facts, tokens, pristine })
     }
 
     /// In a new cluster the member with the smallest id forms the group; the others wait to hear of it.
@@ -333,23 +361,31 @@ impl Opened {
         let scrubbed = Arc::new(Notify::new());
         let (ready_sender, ready) = watch::channel(false);
         let streams = config.max_concurrent_streams;
+        let quota = Quota::new(config.quota());
         let inner = Inner {
+            passwords: Passwords::new(config.bcrypt_cost),
             config,
             cluster_id: self.identity.cluster_id,
             replica: self.replica.clone(),
             hub: self.hub.clone(),
             scrubbed: scrubbed.clone(),
             ready: ready.clone(),
+            facts: self.facts,
+            quota,
+            rewriting: Semaphore::new(1),
+            tokens: self.tokens,
         };
-        let handle = Handle { inner: Arc::new(inner) };
+        let handle = Handle { inner: Arc::new(inner), caller: Caller::Process };
         doors.peers.serve_with(handle.clone());
-        let routes = service::routes(&handle);
+        // Whoever comes by a port is a client, and nobody until it shows who it is.
+        let client = handle.in_the_name_of(None);
+        let routes = service::routes(&client);
         for (bound, routes) in clients
             .into_iter()
             .map(|bound| (bound, Some(routes.clone())))
             .chain(probes.into_iter().map(|b| (b, None)))
         {
-            let service = ClientService { handle: handle.clone(), metrics: self.metrics.clone(), routes };
+            let service = ClientService { handle: client.clone(), metrics: self.metrics.clone(), routes };
             doors.open(bound, service, streams);
         }
         let failed = Arc::new(Mutex::new(None));
@@ -362,6 +398,9 @@ impl Opened {
         until(&background, Box::pin(scrub::run(self.replica.clone(), self.compacted.clone(), scrubbed)));
         until(&background, Box::pin(watch_leader(self.replica.clone(), self.metrics.clone())));
         until(&background, Box::pin(watchdog(handle.clone(), failed.clone(), stop.clone())));
+        until(&background, Box::pin(quota::run(handle.clone())));
+        let interval = handle.config().compact_hash_check_time;
+        until(&background, Box::pin(consistency::run(handle.clone(), interval)));
         until(&background, Box::pin(publish(handle.clone(), ready_sender)));
         (Running { handle, doors, background, stop, failed }, ready)
     }
@@ -449,6 +488,7 @@ async fn watch_leader(replica: Arc<Member>, metrics: Metrics) {
 async fn watchdog(handle: Handle, failed: Arc<Mutex<Option<String>>>, stop: CancellationToken) {
     let replica = handle.replica().clone();
     let mut was_member = false;
+    let forgotten = handle.config().election_timeout * 2;
     loop {
         tokio::time::sleep(WATCHDOG).await;
         let state = replica.raft.metrics().borrow_watched().running_state.clone();
@@ -456,8 +496,11 @@ async fn watchdog(handle: Handle, failed: Arc<Mutex<Option<String>>>, stop: Canc
             Err(error) => Some(format!("raft stopped: {error}; see the messages before this one")),
             Ok(()) => {
                 let member = replica.shared.read(|state, _| state.members().get(replica.id).is_some());
-                let removed = was_member && member == Some(false);
+                let mut removed = was_member && member == Some(false);
                 was_member |= member == Some(true);
+                if was_member && !replica.is_leader() && handle.inner.facts.silence() > forgotten {
+                    removed |= removed_unheard(&handle).await;
+                }
                 removed.then(|| "the member has been permanently removed from the cluster".to_owned())
             }
         };
@@ -467,6 +510,25 @@ async fn watchdog(handle: Handle, failed: Arc<Mutex<Option<String>>>, stop: Canc
             return;
         }
     }
+}
+
+/// Whether another member knows more than we do, and does not know us: nobody tells a member that it is removed when it
+/// is not there at that moment.
+async fn removed_unheard(handle: &Handle) -> bool {
+    let us = handle.member_id();
+    let Ok((members, applied)) = handle.at_once(|state, _| (state.members().to_vec(), state.applied())).await
+    else {
+        return false;
+    };
+    let tls = handle.replica().transport.tls.clone();
+    for url in members.iter().filter(|member| member.id != us).flat_map(|member| &member.peer_urls) {
+        let Ok(info) = peer::cluster_info(url, tls.as_ref()).await else { continue };
+        let known = info.members.iter().any(|member| member.id == us);
+        if info.cluster_id == handle.cluster_id() && info.applied > applied && !known {
+            return true;
+        }
+    }
+    false
 }
 
 /// A member that is served.

@@ -6,16 +6,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use keelson_store_core::watch::{CatchUp, History, WatchResponse, WatcherSet, history};
+use keelson_store_core::watch::{CatchUp, History, NO_WATCHER, WatchResponse, WatcherSet, history};
+use keelson_store_core::{Access, Error, Identity, State};
 use keelson_store_proto::client::WatchStream;
 use keelson_store_proto::etcdserverpb as pb;
 use keelson_store_proto::etcdserverpb::watch_request::RequestUnion;
 use keelson_store_sync::Next;
 use tokio::sync::mpsc;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::convert::{self, status};
 use crate::handle::Handle;
+use crate::rocks::Rocks;
 
 /// Requests that may wait.
 const REQUESTS: usize = 64;
@@ -23,6 +25,28 @@ const REQUESTS: usize = 64;
 const RESPONSES: usize = 64;
 /// History read at a time, bytes.
 const SLICE: usize = 1 << 20;
+
+/// The answer to a watch that may not be: created and canceled at once, the reason as etcd's client prints an error.
+fn refused(revision: i64, refusal: &Status) -> WatchResponse {
+    let cancel_reason = match refusal.code() {
+        Code::Unauthenticated => "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token",
+        Code::InvalidArgument if refusal.message() == Error::UserEmpty.to_string() => {
+            "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"
+        }
+        Code::InvalidArgument => {
+            "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old"
+        }
+        _ => "rpc error: code = PermissionDenied desc = etcdserver: permission denied",
+    };
+    WatchResponse {
+        revision,
+        watch_id: NO_WATCHER,
+        created: true,
+        canceled: true,
+        cancel_reason,
+        ..WatchResponse::default()
+    }
+}
 
 type Outgoing = mpsc::Sender<Result<pb::WatchResponse, Status>>;
 
@@ -49,7 +73,7 @@ async fn serve(handle: Handle, mut requests: mpsc::Receiver<pb::WatchRequest>, o
     let mut stream = Stream { handle, set, pending: VecDeque::new() };
     loop {
         while let Ok(request) = requests.try_recv() {
-            stream.request(request);
+            stream.request(request).await;
         }
         if stream.pending.is_empty()
             && let Some(want) = stream.set.catch_up_from()
@@ -79,7 +103,7 @@ async fn serve(handle: Handle, mut requests: mpsc::Receiver<pb::WatchRequest>, o
             () = outgoing.closed() => return,
             request = requests.recv() => {
                 let Some(request) = request else { return };
-                stream.request(request);
+                stream.request(request).await;
             }
             next = cursor.next(), if idle => match next {
                 Next::Item(change) => stream.pending.extend(stream.set.offer(&change)),
@@ -95,10 +119,15 @@ async fn serve(handle: Handle, mut requests: mpsc::Receiver<pb::WatchRequest>, o
 }
 
 impl Stream {
-    fn request(&mut self, request: pb::WatchRequest) {
+    async fn request(&mut self, request: pb::WatchRequest) {
         let published = self.handle.inner.hub.published() as i64;
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
+                if let Err(refusal) = self.may_watch(&create).await {
+                    let revision = published.max(self.set.position());
+                    self.pending.push_back(refused(revision, &refusal));
+                    return;
+                }
                 let response = self.set.create(convert::watch_create(create), published);
                 self.pending.push_back(response);
             }
@@ -108,6 +137,19 @@ impl Stream {
             Some(RequestUnion::ProgressRequest(_)) => self.pending.extend(self.set.request_progress()),
             None => {}
         }
+    }
+
+    /// Whether the caller may read the whole range, as it stands in the request.
+    async fn may_watch(&self, create: &pb::WatchCreateRequest) -> Result<(), Status> {
+        if !self.handle.guarded() {
+            return Ok(());
+        }
+        // What the watch will take for its key.
+        let key: &[u8] = if create.key.is_empty() { b"\0" } else { &create.key };
+        let rule = |state: &State, who: &Identity, _: &Rocks| {
+            state.auth().check_keys(who, Access::Read, key, &create.range_end)
+        };
+        self.handle.allowed(rule, |_, _| ()).await
     }
 
     /// A slice of the past, read on a thread where it may take its time.

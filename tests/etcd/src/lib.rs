@@ -2,6 +2,8 @@
 //!
 //! Ports are free ones of loopback; everything waits on conditions with a deadline.
 
+pub mod replay;
+
 use std::future::Future;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -54,6 +56,7 @@ pub struct Process {
     flags: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
+    starts: usize,
 }
 
 impl Process {
@@ -69,7 +72,13 @@ impl Process {
             flags: vec![binary.display().to_string()],
             log: folder.join(format!("{name}.log")),
             child: None,
+            starts: 0,
         }
+    }
+
+    /// How often it was started.
+    pub fn starts(&self) -> usize {
+        self.starts
     }
 
     /// Starts it with the flags every harness passes, and these.
@@ -91,6 +100,7 @@ impl Process {
             .stdout(Stdio::null())
             .stderr(log);
         self.child = Some(command.spawn().expect("the member starts"));
+        self.starts += 1;
     }
 
     /// SIGKILL, and waits until it is gone.
@@ -214,32 +224,39 @@ pub async fn value(client: &impl Etcd, key: &str) -> Result<Option<String>, toni
 /// Certificates of one authority for loopback, as files.
 pub struct Certificates {
     folder: tempfile::TempDir,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
 }
 
 impl Certificates {
     /// A new authority, a server's and a client's certificate.
     pub fn new() -> Certificates {
-        use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let write =
-            |name: &str, text: String| std::fs::write(folder.path().join(name), text).expect("written");
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(Vec::new()).expect("good");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = params.self_signed(&key).expect("signed");
-        write("ca.pem", authority.pem());
-        let issuer = Issuer::new(params, key);
+        std::fs::write(folder.path().join("ca.pem"), authority.pem()).expect("written");
+        let certificates = Certificates { folder, issuer: Issuer::new(params, key) };
         for name in ["server", "client"] {
-            let key = KeyPair::generate().expect("a key");
-            let mut params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])
-                .expect("good names");
-            params.extended_key_usages =
-                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-            let certificate = params.signed_by(&key, &issuer).expect("signed");
-            write(&format!("{name}.pem"), certificate.pem());
-            write(&format!("{name}-key.pem"), key.serialize_pem());
+            certificates.issue(name);
         }
-        Certificates { folder }
+        certificates
+    }
+
+    /// Issues `name.pem` and `name-key.pem`, with the name as common name.
+    pub fn issue(&self, name: &str) {
+        use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair};
+        let write = |name: &str, text: String| std::fs::write(self.path(name), text).expect("written");
+        let key = KeyPair::generate().expect("a key");
+        let mut params =
+            CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("good names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        write(&format!("{name}.pem"), certificate.pem());
+        write(&format!("{name}-key.pem"), key.serialize_pem());
     }
 
     /// The path of `ca.pem`, `server.pem`, `server-key.pem`, `client.pem` or `client-key.pem`.
@@ -249,12 +266,14 @@ impl Certificates {
 
     /// What a client needs; without an identity the server must refuse it.
     pub fn client(&self, identity: bool) -> ClientTls {
+        self.client_as(identity.then_some("client"))
+    }
+
+    /// What a client needs that shows the certificate issued under a name.
+    pub fn client_as(&self, name: Option<&str>) -> ClientTls {
         let read = |name: &str| std::fs::read(self.path(name)).expect("readable");
-        ClientTls {
-            ca: read("ca.pem"),
-            identity: identity.then(|| (read("client.pem"), read("client-key.pem"))),
-            domain: None,
-        }
+        let identity = |name: &str| (read(&format!("{name}.pem")), read(&format!("{name}-key.pem")));
+        ClientTls { ca: read("ca.pem"), identity: name.map(identity), domain: None }
     }
 }
 

@@ -210,3 +210,98 @@ async fn three_members_with_tls_everywhere_refuse_strangers() {
         store.stopped().await.expect("a clean stop");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_s_common_name_is_its_user_and_the_process_itself_is_root() {
+    use keelson_store_proto::etcdserverpb::auth_client::AuthClient;
+    use keelson_store_proto::{authpb, etcdserverpb::AuthEnableRequest};
+    use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+    let certificates = Certificates::new();
+    for name in ["root", "u", "stranger"] {
+        certificates.issue(name);
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let config = Config {
+        tls: Some(TlsConfig {
+            cert_file: certificates.path("server.pem"),
+            key_file: certificates.path("server-key.pem"),
+            trusted_ca_file: Some(certificates.path("ca.pem")),
+            client_cert_auth: true,
+        }),
+        bcrypt_cost: 4,
+        ..config(folder.path(), "m1", &peers(1, "https"))
+    };
+    let config = Config {
+        listen_peer_urls: vec!["http://127.0.0.1:0".to_owned()],
+        initial_advertise_peer_urls: vec!["http://127.0.0.1:1".to_owned()],
+        initial_cluster: Vec::new(),
+        ..config
+    };
+    let url = config.advertise_client_urls[0].clone();
+    let stop = CancellationToken::new();
+    let store = Store::start(config, stop.clone()).await.expect("it starts");
+    store.ready().await.expect("it serves");
+    let tls = certificates.client_as(Some("root"));
+    let (certificate, key) = tls.identity.clone().expect("an identity");
+    let tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&tls.ca))
+        .identity(Identity::from_pem(certificate, key));
+    let channel = Endpoint::from_shared(url.clone()).expect("a URL").tls_config(tls).expect("good");
+    let mut auth = AuthClient::new(channel.connect_lazy());
+    auth.role_add(pb::AuthRoleAddRequest { name: "r".into() }).await.expect("added");
+    let perm = authpb::Permission { perm_type: 2, key: "k".into(), range_end: "".into() };
+    let grant = pb::AuthRoleGrantPermissionRequest { name: "r".into(), perm: Some(perm) };
+    auth.role_grant_permission(grant).await.expect("granted");
+    for (name, role) in [("root", "root"), ("u", "r")] {
+        let options = Some(authpb::UserAddOptions { no_password: true });
+        let add = pb::AuthUserAddRequest { name: name.into(), options, ..Default::default() };
+        auth.user_add(add).await.expect("added");
+        let grant = pb::AuthUserGrantRoleRequest { user: name.into(), role: role.into() };
+        auth.user_grant_role(grant).await.expect("granted");
+    }
+    auth.auth_enable(AuthEnableRequest {}).await.expect("enabled");
+    let by = async |name: &str| {
+        let tls = certificates.client_as(Some(name));
+        Remote::connect(std::slice::from_ref(&url), Some(tls)).await.expect("a good URL")
+    };
+    by("root").await.put(put("x", "1")).await.expect("root may do everything");
+    by("u").await.put(put("k", "1")).await.expect("its own key");
+    let code = |result: Result<pb::PutResponse, tonic::Status>| result.expect_err("refused").code();
+    assert_eq!(code(by("u").await.put(put("x", "2")).await), Code::PermissionDenied);
+    assert_eq!(code(by("stranger").await.put(put("k", "2")).await), Code::PermissionDenied);
+    store.handle().put(put("x", "3")).await.expect("who runs the member is root");
+    assert_eq!(value(&store.handle(), "k").await.expect("read"), Some("1".to_owned()));
+    stop.cancel();
+    store.stopped().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handshake_that_never_comes_is_not_waited_for() {
+    use tokio::io::AsyncReadExt;
+    let certificates = Certificates::new();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let tls = TlsConfig {
+        cert_file: certificates.path("server.pem"),
+        key_file: certificates.path("server-key.pem"),
+        trusted_ca_file: Some(certificates.path("ca.pem")),
+        client_cert_auth: true,
+    };
+    let config = Config {
+        tls: Some(tls.clone()),
+        peer_tls: Some(tls),
+        ..config(folder.path(), "m1", &peers(1, "https"))
+    };
+    let urls = [config.advertise_client_urls[0].clone(), config.listen_peer_urls[0].clone()];
+    let stop = CancellationToken::new();
+    let store = Store::start(config, stop.clone()).await.expect("it starts");
+    store.ready().await.expect("it serves");
+    for url in urls {
+        let address = url.strip_prefix("https://").expect("a URL");
+        let mut silent = tokio::net::TcpStream::connect(address).await.expect("connected");
+        let closed = tokio::time::timeout(Duration::from_secs(60), silent.read(&mut [0; 1])).await;
+        let closed = closed.expect("within the handshake's time");
+        assert!(matches!(closed, Ok(0) | Err(_)), "{address}: {closed:?}");
+    }
+    stop.cancel();
+    store.stopped().await.expect("a clean stop");
+}

@@ -8,6 +8,7 @@
 //! cache only when its bytes are durable.
 
 mod disk;
+mod force;
 mod record;
 
 use std::collections::VecDeque;

@@ -27,8 +27,9 @@ impl Cluster for Services {
         &self,
         r: Request<pb::MemberAddRequest>,
     ) -> Result<Response<pb::MemberAddResponse>, Status> {
+        let handle = self.by(&r).into_owned();
         let request = r.into_inner();
-        let id = self.handle.add_member("", request.peer_ur_ls, request.is_learner).await?;
+        let id = handle.add_member("", request.peer_ur_ls, request.is_learner).await?;
         let members = self.handle.members().await?;
         Ok(Response::new(pb::MemberAddResponse {
             header: self.member_header(),
@@ -41,7 +42,7 @@ impl Cluster for Services {
         &self,
         r: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        self.handle.remove_member(r.into_inner().id).await?;
+        self.by(&r).remove_member(r.get_ref().id).await?;
         let members = self.handle.members().await?;
         Ok(Response::new(pb::MemberRemoveResponse { header: self.member_header(), members: list(&members) }))
     }
@@ -50,20 +51,17 @@ impl Cluster for Services {
         &self,
         r: Request<pb::MemberUpdateRequest>,
     ) -> Result<Response<pb::MemberUpdateResponse>, Status> {
+        let handle = self.by(&r).into_owned();
         let request = r.into_inner();
-        self.handle.voters_only()?;
+        handle.voters_only()?;
         let (id, peer_urls) = (request.id, request.peer_ur_ls);
         if peer_urls.is_empty() || peer_urls.iter().any(|url| Endpoint::parse(url).is_err()) {
             return Err(status(Error::InvalidMemberUrls));
         }
+        handle.allowed_admin().await?;
         let members = self.handle.members().await?;
         if members.iter().all(|member| member.id != id) {
             return Err(status(Error::MemberNotFound));
-        }
-        let taken =
-            |member: &Member| member.id != id && member.peer_urls.iter().any(|url| peer_urls.contains(url));
-        if members.iter().any(taken) {
-            return Err(status(Error::PeerUrlsExist));
         }
         let change = MemberChange::Update { id, peer_urls: peer_urls.clone() };
         let shows = |members: &keelson_store_core::Members| {
@@ -77,14 +75,14 @@ impl Cluster for Services {
         &self,
         r: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        Etcd::member_list(&self.handle, r.into_inner()).await.map(Response::new)
+        Etcd::member_list(&*self.by(&r), r.into_inner()).await.map(Response::new)
     }
 
     async fn member_promote(
         &self,
         r: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        self.handle.promote_member(r.into_inner().id).await?;
+        self.by(&r).promote_member(r.get_ref().id).await?;
         let members = self.handle.members().await?;
         Ok(Response::new(pb::MemberPromoteResponse { header: self.member_header(), members: list(&members) }))
     }

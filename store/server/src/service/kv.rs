@@ -16,7 +16,7 @@ const QUEUE: usize = 2;
 #[tonic::async_trait]
 impl Kv for Services {
     async fn range(&self, r: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
-        Etcd::range(&self.handle, r.into_inner()).await.map(Response::new)
+        Etcd::range(&*self.by(&r), r.into_inner()).await.map(Response::new)
     }
 
     type RangeStreamStream = Stream<pb::RangeStreamResponse>;
@@ -26,6 +26,7 @@ impl Kv for Services {
         &self,
         r: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let handle = self.stream_by(&r);
         let request = r.into_inner();
         let filtered = request.min_mod_revision != 0
             || request.max_mod_revision != 0
@@ -37,7 +38,7 @@ impl Kv for Services {
                 "etcdserver: RangeStream takes neither a custom sort nor revision filters",
             ));
         }
-        let whole = Etcd::range(&self.handle, request).await?;
+        let whole = Etcd::range(&handle, request).await?;
         let most = self.handle.config().max_request_bytes;
         let (sender, receiver) = mpsc::channel(QUEUE);
         tokio::spawn(async move {
@@ -66,27 +67,28 @@ impl Kv for Services {
     }
 
     async fn put(&self, r: Request<pb::PutRequest>) -> Result<Response<pb::PutResponse>, Status> {
-        Etcd::put(&self.handle, r.into_inner()).await.map(Response::new)
+        Etcd::put(&*self.by(&r), r.into_inner()).await.map(Response::new)
     }
 
     async fn delete_range(
         &self,
         r: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        Etcd::delete_range(&self.handle, r.into_inner()).await.map(Response::new)
+        Etcd::delete_range(&*self.by(&r), r.into_inner()).await.map(Response::new)
     }
 
     async fn txn(&self, r: Request<pb::TxnRequest>) -> Result<Response<pb::TxnResponse>, Status> {
-        Etcd::txn(&self.handle, r.into_inner()).await.map(Response::new)
+        Etcd::txn(&*self.by(&r), r.into_inner()).await.map(Response::new)
     }
 
     async fn compact(
         &self,
         r: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
+        let handle = self.by(&r).into_owned();
         let request = r.into_inner();
         let (physical, revision) = (request.physical, request.revision);
-        let answer = Etcd::compact(&self.handle, request).await?;
+        let answer = Etcd::compact(&handle, request).await?;
         if physical {
             self.handle.scrubbed(revision).await?;
         }

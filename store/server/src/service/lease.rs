@@ -1,6 +1,6 @@
 //! Lease: grant, revoke, keep-alive, time to live, list.
 
-use keelson_store_core::Stamp;
+use keelson_store_core::{Access, Stamp};
 use keelson_store_proto::client::Etcd;
 use keelson_store_proto::etcdserverpb as pb;
 use keelson_store_proto::etcdserverpb::lease_server::Lease;
@@ -16,14 +16,14 @@ impl Lease for Services {
         &self,
         r: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
-        Etcd::lease_grant(&self.handle, r.into_inner()).await.map(Response::new)
+        Etcd::lease_grant(&*self.by(&r), r.into_inner()).await.map(Response::new)
     }
 
     async fn lease_revoke(
         &self,
         r: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
-        Etcd::lease_revoke(&self.handle, r.into_inner()).await.map(Response::new)
+        Etcd::lease_revoke(&*self.by(&r), r.into_inner()).await.map(Response::new)
     }
 
     type LeaseKeepAliveStream = Stream<pb::LeaseKeepAliveResponse>;
@@ -32,8 +32,8 @@ impl Lease for Services {
         &self,
         r: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let handle = self.stream_by(&r);
         let mut incoming = r.into_inner();
-        let handle = self.handle.clone();
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
             loop {
@@ -57,19 +57,23 @@ impl Lease for Services {
         &self,
         r: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
+        let handle = self.by(&r);
         let request = r.into_inner();
-        self.handle.voters_only()?;
-        self.handle.linearize().await?;
+        handle.voters_only()?;
+        handle.linearize().await?;
         // A follower knows lease time as of the last tick.
-        let now = self.handle.replica().stamp().unwrap_or_else(Stamp::default);
-        let (revision, found) = self
-            .handle
-            .at_once(|state, rocks| {
-                (state.revision(), state.time_to_live(rocks, request.id, request.keys, now))
-            })
+        let now = handle.replica().stamp().unwrap_or_else(Stamp::default);
+        let (revision, found) = handle
+            .allowed(
+                |state, who, rocks| match request.keys {
+                    true => state.auth().check_lease(who, rocks, Access::Read, request.id),
+                    false => state.auth().check_user(who),
+                },
+                |state, rocks| (state.revision(), state.time_to_live(rocks, request.id, request.keys, now)),
+            )
             .await?;
         Ok(Response::new(pb::LeaseTimeToLiveResponse {
-            header: self.handle.headers().at(revision),
+            header: handle.headers().at(revision),
             id: found.id,
             ttl: found.ttl,
             granted_ttl: found.granted_ttl,
@@ -79,13 +83,16 @@ impl Lease for Services {
 
     async fn lease_leases(
         &self,
-        _: Request<pb::LeaseLeasesRequest>,
+        r: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
-        self.handle.voters_only()?;
-        self.handle.linearize().await?;
-        let (revision, ids) = self
-            .handle
-            .at_once(|state, _| (state.revision(), state.lessor().by_expiry().collect::<Vec<_>>()))
+        let handle = self.by(&r);
+        handle.voters_only()?;
+        handle.linearize().await?;
+        let (revision, ids) = handle
+            .allowed(
+                |state, who, rocks| state.auth().check_leases(who, rocks, state.lessor().by_expiry()),
+                |state, _| (state.revision(), state.lessor().by_expiry().collect::<Vec<_>>()),
+            )
             .await?;
         Ok(Response::new(pb::LeaseLeasesResponse {
             header: self.handle.headers().at(revision),

@@ -3,10 +3,11 @@
 use std::io::SeekFrom;
 
 use bytes::Bytes;
-use keelson_store_core::{Alarm, AlarmType, Command, Error, HashKv, Response as CoreResponse, hash_kv};
+use keelson_store_core::{Alarm, AlarmType, Command, Error, Response as CoreResponse, check};
 use keelson_store_proto::client::Etcd;
 use keelson_store_proto::etcdserverpb as pb;
 use keelson_store_proto::etcdserverpb::alarm_request::AlarmAction;
+use keelson_store_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use keelson_store_proto::etcdserverpb::maintenance_server::Maintenance;
 use keelson_store_raft::Backend;
 use sha2::{Digest, Sha256};
@@ -23,26 +24,12 @@ use crate::handle::{ETCD_VERSION, unexpected};
 const BLOB: usize = 32 * 1024;
 /// A snapshot's payload is a multiple of it: etcdctl takes a file for whole when size modulo it is the hash's length.
 const SECTOR: u64 = 512;
+/// The cluster's version, major and minor.
+const SERIES: (u64, u64) = (3, 7);
 /// How long a leadership transfer may take.
 const TRANSFER: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Services {
-    /// `revision` 0 = now; on a thread, as it visits everything.
-    async fn hash_at(&self, revision: i64) -> Result<HashKv, Status> {
-        let replica = self.handle.replica().clone();
-        self.handle.at_once(|_, _| ()).await?;
-        let work = tokio::task::spawn_blocking(move || {
-            let backend = replica.shared.backend.clone();
-            let (state, view) = replica.shared.read(|state, _| (state.clone(), backend.view()))?;
-            Some(hash_kv(&state, &view, revision))
-        });
-        match work.await {
-            Ok(Some(hash)) => hash.map_err(status),
-            Ok(None) => Err(status(Error::TimeoutWaitAppliedIndex)),
-            Err(error) => Err(Status::internal(format!("hashing: {error}"))),
-        }
-    }
-
     /// Writes everything into a file without a name; answers it with its length.
     async fn spool(&self) -> Result<(tokio::fs::File, u64), Status> {
         let failed = |error: std::io::Error| Status::internal(format!("snapshot: {error}"));
@@ -74,7 +61,12 @@ impl Services {
 #[tonic::async_trait]
 impl Maintenance for Services {
     async fn alarm(&self, r: Request<pb::AlarmRequest>) -> Result<Response<pb::AlarmResponse>, Status> {
+        let handle = self.by(&r).into_owned();
         let request = r.into_inner();
+        match request.action() {
+            AlarmAction::Get => handle.allowed_any().await?,
+            AlarmAction::Activate | AlarmAction::Deactivate => handle.allowed_admin().await?,
+        }
         let kind = match request.alarm() {
             pb::AlarmType::None => None,
             pb::AlarmType::Nospace => Some(AlarmType::NoSpace),
@@ -106,24 +98,34 @@ impl Maintenance for Services {
     }
 
     async fn status(&self, r: Request<pb::StatusRequest>) -> Result<Response<pb::StatusResponse>, Status> {
-        Etcd::status(&self.handle, r.into_inner()).await.map(Response::new)
+        Etcd::status(&*self.by(&r), r.into_inner()).await.map(Response::new)
     }
 
-    /// Rewrites files to give back the space of deleted data; nobody waits for it but the caller.
+    /// Begins to rewrite files to give back the space of deleted data; nobody waits for it. While that is under way
+    /// there is nothing more to begin.
     async fn defragment(
         &self,
-        _: Request<pb::DefragmentRequest>,
+        r: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
-        let backend = self.handle.replica().shared.backend.clone();
-        backend.flush().await.map_err(|error| Status::internal(format!("flushing: {error}")))?;
-        let work = tokio::task::spawn_blocking(move || backend.reclaim());
-        work.await.map_err(|error| Status::internal(format!("compacting files: {error}")))?;
-        let revision = self.handle.revision().await?;
-        Ok(Response::new(pb::DefragmentResponse { header: self.handle.headers().at(revision) }))
+        self.by(&r).allowed_admin().await?;
+        let (handle, backend) = (self.handle.clone(), self.handle.replica().shared.backend.clone());
+        tokio::spawn(async move {
+            let Ok(_turn) = handle.inner.rewriting.try_acquire() else { return };
+            if let Err(error) = backend.flush().await {
+                tracing::warn!(%error, "flushing to give space back failed");
+                return;
+            }
+            if let Err(error) = tokio::task::spawn_blocking(move || backend.reclaim()).await {
+                tracing::warn!(%error, "rewriting files to give space back failed");
+            }
+        });
+        // etcd leaves the header out.
+        Ok(Response::new(pb::DefragmentResponse { header: None }))
     }
 
-    async fn hash(&self, _: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
-        let hash = self.hash_at(0).await?;
+    async fn hash(&self, r: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
+        self.by(&r).allowed_admin().await?;
+        let hash = self.handle.hash_at(0).await?;
         Ok(Response::new(pb::HashResponse {
             header: self.handle.headers().at(hash.revision),
             hash: hash.hash,
@@ -131,7 +133,8 @@ impl Maintenance for Services {
     }
 
     async fn hash_kv(&self, r: Request<pb::HashKvRequest>) -> Result<Response<pb::HashKvResponse>, Status> {
-        let hash = self.hash_at(r.into_inner().revision).await?;
+        self.by(&r).allowed_admin().await?;
+        let hash = self.handle.hash_at(r.into_inner().revision).await?;
         Ok(Response::new(pb::HashKvResponse {
             header: self.handle.headers().at(hash.revision),
             hash: hash.hash,
@@ -145,8 +148,9 @@ impl Maintenance for Services {
     /// Our own snapshot format in etcd's framing: blobs, then one with the SHA-256 of all of them.
     async fn snapshot(
         &self,
-        _: Request<pb::SnapshotRequest>,
+        r: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.by(&r).allowed_admin().await?;
         let (mut file, length) = self.spool().await?;
         let revision = self.handle.revision().await?;
         let header = self.handle.headers().at(revision);
@@ -184,16 +188,42 @@ impl Maintenance for Services {
         &self,
         r: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
+        self.by(&r).allowed_admin().await?;
+        if self.handle.leader() != self.handle.member_id() {
+            return Err(status(Error::NotLeader));
+        }
         self.handle.replica().transfer(r.into_inner().target_id, TRANSFER).await.map_err(status)?;
-        let revision = self.handle.revision().await?;
-        Ok(Response::new(pb::MoveLeaderResponse { header: self.handle.headers().at(revision) }))
+        // etcd leaves the header out.
+        Ok(Response::new(pb::MoveLeaderResponse { header: None }))
     }
 
     async fn downgrade(
         &self,
-        _: Request<pb::DowngradeRequest>,
+        r: Request<pb::DowngradeRequest>,
     ) -> Result<Response<pb::DowngradeResponse>, Status> {
-        Err(Status::unimplemented("etcdserver: downgrade is not supported by this server"))
+        let handle = self.by(&r).into_owned();
+        handle.allowed_admin().await?;
+        let request = r.into_inner();
+        let target = || check::downgrade_target(&request.version, SERIES).map_err(status);
+        let action = DowngradeAction::try_from(request.action).map_err(|_| status(Error::UnknownMethod))?;
+        match action {
+            DowngradeAction::Validate => {
+                handle.linearize().await?;
+                target()?;
+                if handle.at_once(|state, _| state.downgrade().is_some()).await? {
+                    return Err(status(Error::DowngradeInProcess));
+                }
+            }
+            DowngradeAction::Enable => {
+                handle.propose_as_caller(Command::Downgrade { target: Some(target()?) }).await?;
+            }
+            DowngradeAction::Cancel => {
+                handle.propose_as_caller(Command::Downgrade { target: None }).await?;
+            }
+        }
+        let revision = handle.revision().await?;
+        let version = format!("{}.{}", SERIES.0, SERIES.1);
+        Ok(Response::new(pb::DowngradeResponse { header: handle.headers().at(revision), version }))
     }
 }
 

@@ -7,6 +7,9 @@ mod lease;
 mod maintenance;
 mod watch;
 
+use std::borrow::Cow;
+
+use keelson_store_core::Error;
 use keelson_store_proto::etcdserverpb::auth_server::AuthServer;
 use keelson_store_proto::etcdserverpb::cluster_server::ClusterServer;
 use keelson_store_proto::etcdserverpb::kv_server::KvServer;
@@ -21,6 +24,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
+use crate::auth::{ClientName, Credential};
+use crate::convert::status;
 use crate::handle::Handle;
 
 /// What a request may carry beside its payload, bytes; as in etcd.
@@ -34,6 +39,47 @@ pub(crate) struct Services {
 
 /// An answer that is streamed.
 pub(crate) type Stream<T> = ReceiverStream<Result<T, Status>>;
+
+/// What a request shows of who sent it: the token, or else the client's certificate where certificates are demanded.
+pub(crate) fn credential(
+    handle: &Handle,
+    headers: &http::HeaderMap,
+    extensions: &http::Extensions,
+) -> Option<Credential> {
+    let token = headers.get("token").or_else(|| headers.get("authorization"));
+    if let Some(token) = token {
+        let token = String::from_utf8_lossy(token.as_bytes());
+        return Some(Credential::Token(token.strip_prefix("Bearer ").unwrap_or(&token).to_owned()));
+    }
+    let demanded = handle.config().tls.as_ref().is_some_and(|tls| tls.client_cert_auth);
+    // A gateway's own certificate says nothing of its client.
+    if !demanded || headers.contains_key("grpcgateway-accept") {
+        return None;
+    }
+    extensions.get::<ClientName>().map(|name| Credential::Certificate(name.0.clone()))
+}
+
+/// Refuses what this member cannot do now, before anything else is looked at: a learner serves little, and who asks for
+/// a leader wants no answer without one. `path` is the method's.
+pub(crate) fn admit(handle: &Handle, path: &str, headers: &http::HeaderMap) -> Result<(), Status> {
+    /// Served by a learner; of the reads the serializable ones.
+    const OF_LEARNERS: &[&str] = &[
+        "/etcdserverpb.Maintenance/Status",
+        "/etcdserverpb.Maintenance/Snapshot",
+        "/etcdserverpb.KV/Range",
+        "/etcdserverpb.KV/RangeStream",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+    ];
+    if handle.learner() && !OF_LEARNERS.contains(&path) {
+        return Err(status(Error::NotSupportedForLearner));
+    }
+    let wants_leader = headers.get("hasleader").is_some_and(|value| value == "true");
+    if wants_leader && handle.replica().leader_id() == 0 {
+        return Err(status(Error::NoLeader));
+    }
+    Ok(())
+}
 
 /// All services of a member.
 pub(crate) fn routes(handle: &Handle) -> Routes {
@@ -50,6 +96,17 @@ pub(crate) fn routes(handle: &Handle) -> Routes {
 }
 
 impl Services {
+    /// The handle in the name of whoever sent the request; the plain one while nobody is asked who they are.
+    fn by<T>(&self, request: &Request<T>) -> Cow<'_, Handle> {
+        if self.handle.guarded() { Cow::Owned(self.stream_by(request)) } else { Cow::Borrowed(&self.handle) }
+    }
+
+    /// The same for a stream, which may live to see auth turned on.
+    fn stream_by<T>(&self, request: &Request<T>) -> Handle {
+        let headers = request.metadata().as_ref();
+        self.handle.in_the_name_of(credential(&self.handle, headers, request.extensions()))
+    }
+
     fn serving(&self) -> ServingStatus {
         if self.handle.replica().leader_id() == 0 {
             ServingStatus::NotServing

@@ -21,12 +21,9 @@ impl Watch for Services {
         r: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let needs_leader = r.metadata().get("hasleader").is_some_and(|value| value == "true");
-        if needs_leader && self.handle.replica().leader_id() == 0 {
-            return Err(status(Error::NoLeader));
-        }
+        let handle = self.stream_by(&r);
         let mut incoming = r.into_inner();
-        let (requests, mut answers) = Etcd::watch(&self.handle).await?;
-        let handle = self.handle.clone();
+        let (requests, mut answers) = Etcd::watch(&handle).await?;
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
             let feed = async {
