@@ -75,7 +75,7 @@ impl<R: Read + ?Sized> Read for &R {
 }
 
 /// Whether no key can lie within the bounds (`BTreeMap::range` panics on such).
-fn nothing_between(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
+pub fn nothing_between(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
     match (from, to) {
         (Bound::Included(from), Bound::Included(to)) => from > to,
         (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => {

@@ -21,6 +21,7 @@ pub mod network;
 pub mod proposer;
 pub mod reads;
 pub mod replica;
+mod trim;
 pub mod types;
 
 pub use backend::{Backend, Chunks, MemoryStore, SnapshotReader, SnapshotWriter};

@@ -12,7 +12,7 @@ use std::time::Duration;
 use keelson_store_core::{Batch, Command, Error, RequestOp, Response, TxnRequest};
 use openraft::AsyncRuntime;
 use openraft::errors::{ClientWriteError, RaftError};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::backend::Backend;
@@ -23,7 +23,9 @@ use crate::types::{Applied, Payload};
 /// Proposals that may wait; above it callers wait.
 const QUEUE: usize = 4096;
 /// Batches in flight.
-const IN_FLIGHT: usize = 4;
+const IN_FLIGHT: usize = 8;
+/// Commands that are worth a batch of their own while others are in flight.
+const WORTH: usize = 16;
 /// Commands in one batch.
 const COMMANDS: usize = 1024;
 /// Approximate payload of one batch, bytes.
@@ -34,8 +36,31 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Commands that stay together, and who waits for them.
 pub(crate) struct Job {
     commands: Vec<Command>,
-    answer: oneshot::Sender<Result<Applied, Error>>,
+    waiter: Waiter,
     deadline: Instant,
+}
+
+/// Told of the outcome: a task that waits, or a callback that must not block.
+enum Waiter {
+    Task(oneshot::Sender<Result<Applied, Error>>),
+    Callback(Box<dyn FnOnce(Result<Applied, Error>) + Send>),
+}
+
+impl Waiter {
+    fn is_gone(&self) -> bool {
+        match self {
+            Waiter::Task(answer) => answer.is_closed(),
+            Waiter::Callback(_) => false,
+        }
+    }
+
+    fn tell(self, outcome: Result<Applied, Error>) {
+        match self {
+            // A waiter that gave up needs no answer.
+            Waiter::Task(answer) => drop(answer.send(outcome)),
+            Waiter::Callback(callback) => callback(outcome),
+        }
+    }
 }
 
 /// The entrance of the queue.
@@ -58,12 +83,26 @@ impl Proposer {
     pub async fn propose_all(&self, commands: Vec<Command>) -> Result<Applied, Error> {
         let (answer, receiver) = oneshot::channel();
         let deadline = Instant::now() + self.timeout;
-        let job = Job { commands, answer, deadline };
+        let job = Job { commands, waiter: Waiter::Task(answer), deadline };
         let waiting = async {
             self.jobs.send(job).await.map_err(|_| Error::Stopped)?;
             receiver.await.map_err(|_| Error::Stopped)?
         };
         tokio::time::timeout_at(deadline, waiting).await.unwrap_or(Err(Error::Timeout))
+    }
+
+    /// Queues one command without waiting: `done` is called once with the outcome, from a task that others wait for. It
+    /// may be called long after the request's time is over, and never when the member stops. Answers whether there was
+    /// room; without room nothing was queued.
+    pub fn submit(
+        &self,
+        command: impl FnOnce() -> Command,
+        done: impl FnOnce(Result<Applied, Error>) + Send + 'static,
+    ) -> bool {
+        let Ok(place) = self.jobs.try_reserve() else { return false };
+        let deadline = Instant::now() + self.timeout;
+        place.send(Job { commands: vec![command()], waiter: Waiter::Callback(Box::new(done)), deadline });
+        true
     }
 
     /// One command.
@@ -97,32 +136,90 @@ fn txn_weight(txn: &TxnRequest) -> usize {
 }
 
 /// The task: gathers and launches batches until the queue closes.
+///
+/// A batch leaves at once when none is in flight; else when it holds as many commands as are in flight, and at least
+/// [`WORTH`]. So a lone client waits for nobody, and under load few batches carry many commands: each costs the disk and
+/// the peers about the same.
 pub(crate) async fn run<R, B, T>(replica: Arc<Replica<R, B, T>>, mut jobs: mpsc::Receiver<Job>)
 where
     R: AsyncRuntime,
     B: Backend,
     T: Transport<R>,
 {
-    let permits = Arc::new(Semaphore::new(IN_FLIGHT));
+    let (done, mut completed) = mpsc::unbounded_channel();
+    let mut in_flight = InFlight::default();
+    let mut batch = Gathered::default();
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let Some(first) = jobs.recv().await else { return };
-        let mut weights: usize = first.commands.iter().map(weight).sum();
-        let mut count = first.commands.len();
-        let mut batch = vec![first];
-        while count < COMMANDS && weights < BYTES {
-            let Ok(job) = jobs.try_recv() else { break };
-            weights += job.commands.iter().map(weight).sum::<usize>();
-            count += job.commands.len();
+        while !batch.is_full()
+            && let Ok(job) = jobs.try_recv()
+        {
             batch.push(job);
         }
+        if !in_flight.allows(&batch) {
+            tokio::select! {
+                biased;
+                commands = completed.recv() => in_flight.end(commands.unwrap_or(0)),
+                job = jobs.recv(), if !batch.is_full() => match job {
+                    Some(job) => batch.push(job),
+                    None => return,
+                },
+            }
+            continue;
+        }
+        let Gathered { mut jobs, commands, .. } = std::mem::take(&mut batch);
         // Whoever gave up must not be surprised by a late write.
-        batch.retain(|job| !job.answer.is_closed());
-        let replica = replica.clone();
+        jobs.retain(|job| !job.waiter.is_gone());
+        in_flight.begin(commands);
+        let (replica, done) = (replica.clone(), done.clone());
         drop(R::spawn(async move {
-            launch(&replica, batch).await;
-            drop(permit);
+            launch(&replica, jobs).await;
+            // The task that counts may have ended.
+            let _ = done.send(commands);
         }));
+    }
+}
+
+/// The next batch.
+#[derive(Default)]
+struct Gathered {
+    jobs: Vec<Job>,
+    commands: usize,
+    weight: usize,
+}
+
+impl Gathered {
+    fn push(&mut self, job: Job) {
+        self.commands += job.commands.len();
+        self.weight += job.commands.iter().map(weight).sum::<usize>();
+        self.jobs.push(job);
+    }
+
+    fn is_full(&self) -> bool {
+        self.commands >= COMMANDS || self.weight >= BYTES
+    }
+}
+
+/// What is logged and not yet answered.
+#[derive(Default)]
+struct InFlight {
+    batches: usize,
+    commands: usize,
+}
+
+impl InFlight {
+    fn allows(&self, batch: &Gathered) -> bool {
+        let worth = batch.is_full() || batch.commands >= self.commands.max(WORTH);
+        !batch.jobs.is_empty() && (self.batches == 0 || (self.batches < IN_FLIGHT && worth))
+    }
+
+    fn begin(&mut self, commands: usize) {
+        self.batches += 1;
+        self.commands += commands;
+    }
+
+    fn end(&mut self, commands: usize) {
+        self.batches -= 1;
+        self.commands -= commands;
     }
 }
 
@@ -134,24 +231,23 @@ where
     T: Transport<R>,
 {
     let Some(deadline) = jobs.iter().map(|job| job.deadline).max() else { return };
-    let mut answers = Vec::with_capacity(jobs.len());
-    let mut commands = Vec::new();
+    let mut waiters = Vec::with_capacity(jobs.len());
+    let mut commands = Vec::with_capacity(jobs.len());
     for job in jobs {
-        answers.push((job.commands.len(), job.answer));
+        waiters.push((job.commands.len(), job.waiter));
         commands.extend(job.commands);
     }
     match log(replica, commands, deadline).await {
         Ok(applied) => {
             let mut responses = applied.responses.into_iter();
-            for (count, answer) in answers {
+            for (count, waiter) in waiters {
                 let responses = responses.by_ref().take(count).collect();
-                // A waiter that gave up needs no answer.
-                let _ = answer.send(Ok(Applied { index: applied.index, responses }));
+                waiter.tell(Ok(Applied { index: applied.index, responses }));
             }
         }
         Err(error) => {
-            for (_, answer) in answers {
-                let _ = answer.send(Err(error));
+            for (_, waiter) in waiters {
+                waiter.tell(Err(error));
             }
         }
     }
@@ -169,7 +265,8 @@ where
 {
     loop {
         if let Some(stamp) = replica.stamp() {
-            let payload = Payload::encode(&Batch { stamp, commands: commands.clone() });
+            let size = 64 + commands.iter().map(weight).sum::<usize>();
+            let payload = Payload::encode(&Batch { stamp, commands: commands.clone() }, size);
             match replica.raft.client_write(payload).await {
                 Ok(written) => return Ok(written.data),
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {}

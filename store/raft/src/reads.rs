@@ -23,8 +23,16 @@ const QUEUE: usize = 4096;
 const AGAIN: Duration = Duration::from_millis(20);
 
 pub(crate) struct Waiter {
-    answer: oneshot::Sender<Result<u64, Error>>,
+    told: Told,
     deadline: Instant,
+}
+
+/// Who is told.
+enum Told {
+    /// Of the index.
+    Task(oneshot::Sender<Result<u64, Error>>),
+    /// Once the index is applied here; must not block.
+    Callback(Box<dyn FnOnce(Result<(), Error>) + Send>),
 }
 
 /// The entrance of the queue.
@@ -48,10 +56,19 @@ impl Reads {
         let (answer, receiver) = oneshot::channel();
         let deadline = Instant::now() + self.timeout;
         let waiting = async {
-            self.waiters.send(Waiter { answer, deadline }).await.map_err(|_| Error::Stopped)?;
+            let waiter = Waiter { told: Told::Task(answer), deadline };
+            self.waiters.send(waiter).await.map_err(|_| Error::Stopped)?;
             receiver.await.map_err(|_| Error::Stopped)?
         };
         tokio::time::timeout_at(deadline, waiting).await.unwrap_or(Err(Error::Timeout))
+    }
+
+    /// Queues a read without waiting: `done` is called once a read here sees everything acknowledged before this call.
+    /// Answers whether there was room; without room nothing was queued.
+    pub fn submit(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) -> bool {
+        let Ok(place) = self.waiters.try_reserve() else { return false };
+        place.send(Waiter { told: Told::Callback(Box::new(done)), deadline: Instant::now() + self.timeout });
+        true
     }
 }
 
@@ -69,9 +86,24 @@ where
         }
         let Some(deadline) = round.iter().map(|waiter| waiter.deadline).max() else { continue };
         let index = ask(&replica, deadline).await;
+        let mut callbacks = Vec::new();
         for waiter in round {
-            // A reader that gave up needs no answer.
-            let _ = waiter.answer.send(index);
+            match waiter.told {
+                // A reader that gave up needs no answer.
+                Told::Task(answer) => drop(answer.send(index)),
+                Told::Callback(callback) => callbacks.push(callback),
+            }
+        }
+        match index {
+            Ok(index) if replica.shared.applied() < index && !callbacks.is_empty() => {
+                let replica = replica.clone();
+                drop(R::spawn(async move {
+                    let applied = tokio::time::timeout_at(deadline, replica.shared.wait_applied(index)).await;
+                    let applied = applied.unwrap_or(Err(Error::TimeoutWaitAppliedIndex));
+                    callbacks.into_iter().for_each(|callback| callback(applied));
+                }));
+            }
+            index => callbacks.into_iter().for_each(|callback| callback(index.map(|_| ()))),
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::machine::{Listener, Shared, SnapshotData, StateMachine};
 use crate::network::{MemberChange, Network, Reply, Request, Transport};
 use crate::proposer::{self, Proposer};
 use crate::reads::{self, Reads};
+use crate::trim;
 use crate::types::{Applied, Node, SnapshotMeta, TypeConfig, Vote};
 
 /// openraft with our types.
@@ -101,6 +102,7 @@ where
         let shared = machine.shared();
         log.settle(machine.last_applied()).map_err(|error| ReplicaError::Raft(error.to_string()))?;
         let network = Network::<T, B, R>::new(config.id, transport.clone());
+        let trimmed = log.clone();
         let raft = Raft::<R, B>::new(config.id, Arc::new(raft_config), network, log, machine)
             .await
             .map_err(|error| ReplicaError::Raft(error.to_string()))?;
@@ -121,6 +123,7 @@ where
         replica.task(proposer::run(replica.clone(), jobs));
         replica.task(reads::run(replica.clone(), waiters));
         replica.task(attend(replica.clone()));
+        replica.task(trim::run(replica.clone(), trimmed));
         if replica.voters() == BTreeSet::from([replica.id]) {
             // Nobody else could be elected: there is nothing to wait for.
             let elected = replica.raft.trigger().elect(false).await;

@@ -120,12 +120,13 @@ impl fmt::Display for Node {
 pub struct Payload(pub Bytes);
 
 impl Payload {
-    /// Encodes a batch.
+    /// Encodes a batch of about `size` bytes.
     ///
     /// # Panics
     /// Never: a batch always encodes.
-    pub fn encode(batch: &Batch) -> Payload {
-        Payload(postcard::to_stdvec(batch).expect("a batch is plain data").into())
+    pub fn encode(batch: &Batch, size: usize) -> Payload {
+        let out = Vec::with_capacity(size);
+        Payload(postcard::to_extend(batch, out).expect("a batch is plain data").into())
     }
 
     /// # Errors

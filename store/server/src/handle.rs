@@ -98,6 +98,9 @@ impl Handle {
     /// State and database at one point of the log; waits out the installation of a snapshot.
     pub(crate) async fn at_once<T>(&self, read: impl Fn(&State, &Rocks) -> T) -> Answer<T> {
         let shared = &self.inner.replica.shared;
+        if let Some(answer) = shared.read(&read) {
+            return Ok(answer);
+        }
         let mut applied = shared.watch_applied();
         let deadline = tokio::time::Instant::now() + self.config().request_timeout();
         loop {
@@ -158,6 +161,10 @@ impl Handle {
 
     /// After a restart the state may be older than what was served before; nothing is read from it until it has caught
     /// up once.
+    pub(crate) fn is_recovered(&self) -> bool {
+        *self.inner.ready.borrow()
+    }
+
     async fn recovered(&self) -> Answer<()> {
         let mut ready = self.inner.ready.clone();
         if *ready.borrow() {

@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use http::{Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
 use keelson_store_core::{AlarmType, RangeRequest};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
+use crate::calls::{Calls, Method, Outcome};
+use crate::door::Answer;
 use crate::handle::{CLUSTER_VERSION, ETCD_VERSION, Handle};
-use crate::listen::{Serve, plain};
+use crate::listen::{RequestBody, Serve, plain};
 use crate::metrics::Metrics;
-use crate::service;
+use crate::service::{self, OVERHEAD};
 
 /// How long a health check may take; probes give up sooner than clients.
 const PROBE: Duration = Duration::from_secs(3);
@@ -28,8 +30,29 @@ pub(crate) struct ClientService {
     pub routes: Option<Routes>,
 }
 
+impl Calls for ClientService {
+    fn largest(&self) -> usize {
+        self.handle.config().max_request_bytes + OVERHEAD
+    }
+
+    fn patience(&self) -> Duration {
+        self.handle.config().request_timeout()
+    }
+
+    fn call(&self, method: Method, message: Bytes, answer: Answer) -> Outcome {
+        if self.routes.is_none() {
+            return Outcome::Pass;
+        }
+        let outcome = self.handle.small_call(method, message, answer);
+        if !matches!(outcome, Outcome::Pass) {
+            self.metrics.started(method.path());
+        }
+        outcome
+    }
+}
+
 impl Serve for ClientService {
-    async fn serve(&self, request: Request<Incoming>) -> Response<Body> {
+    async fn serve(&self, request: Request<RequestBody>) -> Response<Body> {
         let grpc = request
             .headers()
             .get(http::header::CONTENT_TYPE)
@@ -72,7 +95,7 @@ impl Check {
     }
 }
 
-fn query<'a>(request: &'a Request<Incoming>, name: &str) -> Vec<&'a str> {
+fn query<'a>(request: &'a Request<RequestBody>, name: &str) -> Vec<&'a str> {
     let pairs = request.uri().query().unwrap_or_default().split('&');
     pairs
         .filter_map(|pair| {
@@ -83,14 +106,14 @@ fn query<'a>(request: &'a Request<Incoming>, name: &str) -> Vec<&'a str> {
 }
 
 impl ClientService {
-    async fn http(&self, request: &Request<Incoming>) -> Response<Body> {
+    async fn http(&self, request: &Request<RequestBody>) -> Response<Body> {
         let path = request.uri().path();
         let known = ["/health", "/livez", "/readyz", "/version", "/metrics"];
         let probe = path.strip_prefix("/livez/").or_else(|| path.strip_prefix("/readyz/"));
         if !known.contains(&path) && probe.is_none() {
             return plain(StatusCode::NOT_FOUND, TEXT, "404 page not found\n");
         }
-        if request.method() != Method::GET {
+        if request.method() != http::Method::GET {
             return plain(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n");
         }
         match path {
@@ -109,7 +132,7 @@ impl ClientService {
         }
     }
 
-    async fn health(&self, request: &Request<Incoming>) -> Response<Body> {
+    async fn health(&self, request: &Request<RequestBody>) -> Response<Body> {
         let excluded = query(request, "exclude");
         let serializable = query(request, "serializable").contains(&"true");
         let reason = self.unhealthy(&excluded, serializable).await;
@@ -174,7 +197,12 @@ impl ClientService {
         answer.map_err(|error| error.message().to_owned())?.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    async fn probe(&self, request: &Request<Incoming>, path: &str, single: Option<&str>) -> Response<Body> {
+    async fn probe(
+        &self,
+        request: &Request<RequestBody>,
+        path: &str,
+        single: Option<&str>,
+    ) -> Response<Body> {
         let live = path.starts_with("/livez");
         let checks = if live { Check::LIVE } else { Check::READY };
         let chosen: Vec<Check> = match single {

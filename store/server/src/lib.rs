@@ -13,9 +13,11 @@
 //! etcd's own snapshot and data formats.
 
 mod auth;
+mod calls;
 mod config;
 mod consistency;
 mod convert;
+mod door;
 mod facts;
 mod flags;
 mod handle;

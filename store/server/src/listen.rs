@@ -1,30 +1,38 @@
 //! Listeners: TCP with or without TLS, HTTP/1 and HTTP/2 on one port, ended gracefully.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use bytes::Bytes;
+use anyhow::{Context as _, Result, bail};
+use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use keelson_store_http2::PREFACE;
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::body::Body;
 
 use crate::auth::ClientName;
+use crate::calls::Calls;
 use crate::config::Endpoint;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long open connections may go on after a stop.
-const LINGER: Duration = Duration::from_millis(500);
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
+/// How long a client may take to say what it speaks.
+const GREETING: Duration = Duration::from_secs(30);
 
 /// A bound port.
 pub struct Bound {
@@ -68,13 +76,36 @@ pub async fn bind(urls: &[String], tls: Option<&Arc<ServerConfig>>, flag: &str) 
 }
 
 /// What answers requests of a listener.
-pub trait Serve: Clone + Send + Sync + 'static {
+pub(crate) trait Serve: Calls + Clone + Send + Sync + 'static {
     /// Never fails: errors are responses.
-    fn serve(&self, request: Request<Incoming>) -> impl Future<Output = Response<tonic::body::Body>> + Send;
+    fn serve(&self, request: Request<RequestBody>) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// The body of a request, whichever way it came.
+pub(crate) enum RequestBody {
+    /// Over HTTP/1.
+    Http1(Incoming),
+    /// Over HTTP/2.
+    Http2(crate::door::Incoming),
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = tonic::codegen::StdError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            RequestBody::Http1(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            RequestBody::Http2(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+        }
+    }
 }
 
 /// Accepts until `stop`, then lets open connections finish for a moment.
-pub async fn run<S: Serve>(bound: Bound, service: S, streams: u32, stop: CancellationToken) {
+pub(crate) async fn run<S: Serve>(bound: Bound, service: S, streams: u32, stop: CancellationToken) {
     let connections = TaskTracker::new();
     let acceptor = bound.tls.map(TlsAcceptor::from);
     loop {
@@ -124,33 +155,44 @@ fn client_name(session: &rustls::ServerConnection) -> Option<ClientName> {
     Some(ClientName(name.into()))
 }
 
+/// Serves a connection: HTTP/2 at our own door, HTTP/1 by hyper.
 async fn connection<S: Serve>(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     client: Option<ClientName>,
     service: S,
     streams: u32,
     stop: CancellationToken,
 ) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(streams)
-        .initial_connection_window_size(4 << 20)
-        .initial_stream_window_size(1 << 20)
-        .keep_alive_interval(Some(Duration::from_secs(60)))
-        .max_pending_accept_reset_streams(Some(1024));
-    let serving = builder.serve_connection(
-        TokioIo::new(stream),
-        service_fn(move |mut request: Request<Incoming>| {
-            let service = service.clone();
-            if let Some(client) = &client {
-                request.extensions_mut().insert(client.clone());
+    let mut first = BytesMut::with_capacity(4096);
+    let greeting = async {
+        while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
+            if !matches!(stream.read_buf(&mut first).await, Ok(1..)) {
+                return false;
             }
-            async move { Ok::<_, std::convert::Infallible>(service.serve(request).await) }
-        }),
-    );
+        }
+        true
+    };
+    let greeted = tokio::select! {
+        biased;
+        greeted = tokio::time::timeout(GREETING, greeting) => greeted.unwrap_or(false),
+        () = stop.cancelled() => false,
+    };
+    if !greeted {
+        return;
+    }
+    if first.starts_with(PREFACE) {
+        return crate::door::serve(stream, first, client, service, streams, stop).await;
+    }
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    let answer = service_fn(move |mut request: Request<Incoming>| {
+        let service = service.clone();
+        if let Some(client) = &client {
+            request.extensions_mut().insert(client.clone());
+        }
+        async move { Ok::<_, std::convert::Infallible>(service.serve(request.map(RequestBody::Http1)).await) }
+    });
+    let serving = builder.serve_connection(TokioIo::new(Rewound { first, stream }), answer).with_upgrades();
     tokio::pin!(serving);
     let ended = tokio::select! {
         biased;
@@ -168,13 +210,60 @@ async fn connection<S: Serve>(
     }
 }
 
+/// A stream whose first bytes were read already.
+struct Rewound<T> {
+    first: BytesMut,
+    stream: T,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Rewound<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(context, buffer);
+        }
+        let most = self.first.len().min(buffer.remaining());
+        buffer.put_slice(&self.first.split_to(most));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Rewound<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
 /// A small response of HTTP/1 and peers.
-pub fn plain(
-    status: http::StatusCode,
-    kind: &'static str,
-    body: impl Into<Bytes>,
-) -> Response<tonic::body::Body> {
-    let body = tonic::body::Body::new(http_body_util::Full::new(body.into()));
+pub fn plain(status: http::StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let body = Body::new(http_body_util::Full::new(body.into()));
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static(kind));

@@ -19,7 +19,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::StreamExt;
 use http::{Method, Request as HttpRequest, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use keelson_store_core::Member as CoreMember;
@@ -33,10 +33,11 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::calls::Calls;
 use crate::config::Endpoint;
 use crate::consistency::PeerHash;
 use crate::handle::Handle;
-use crate::listen::{Serve, plain};
+use crate::listen::{RequestBody, Serve, plain};
 use crate::strict::Contacts;
 
 const CLUSTER: &str = "x-keelson-cluster";
@@ -314,7 +315,7 @@ impl PeerService {
         let _ = self.handle.set(handle);
     }
 
-    async fn message(&self, handle: &Handle, body: Incoming) -> Response<tonic::body::Body> {
+    async fn message(&self, handle: &Handle, body: RequestBody) -> Response<tonic::body::Body> {
         let body = match http_body_util::Limited::new(body, LARGEST).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) => return plain(StatusCode::BAD_REQUEST, "text/plain", error.to_string()),
@@ -338,7 +339,7 @@ impl PeerService {
         }
     }
 
-    async fn snapshot(&self, handle: &Handle, body: Incoming) -> Response<tonic::body::Body> {
+    async fn snapshot(&self, handle: &Handle, body: RequestBody) -> Response<tonic::body::Body> {
         let mut body = body.into_data_stream();
         let mut head = BytesMut::new();
         let wanted = |head: &BytesMut| match head.get(..4) {
@@ -415,8 +416,10 @@ impl PeerService {
     }
 }
 
+impl Calls for PeerService {}
+
 impl Serve for PeerService {
-    async fn serve(&self, request: HttpRequest<Incoming>) -> Response<tonic::body::Body> {
+    async fn serve(&self, request: HttpRequest<RequestBody>) -> Response<tonic::body::Body> {
         let Some(handle) = self.handle.get() else {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "this member is starting");
         };

@@ -9,13 +9,14 @@
 //!
 //! Hazard: a read error panics. A member whose disk fails must stop, not answer; openraft reports the panic as fatal.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read as _, Write as _};
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 use keelson_store_core::backend::Visit;
@@ -56,6 +57,7 @@ pub struct Rocks {
     folder: PathBuf,
     received: Arc<AtomicU64>,
     counters: Arc<Counters>,
+    counts: Arc<Counts>,
 }
 
 /// Bytes written since the start, and how many of them were written when memtables were last emptied.
@@ -64,6 +66,9 @@ struct Counters {
     written: AtomicU64,
     flushed: AtomicU64,
 }
+
+/// All of `Cf::Count`: about a record per 200 keys, read several times for every key that is created.
+type Counts = RwLock<BTreeMap<Bytes, Bytes>>;
 
 fn other(error: rocksdb::Error) -> io::Error {
     io::Error::other(error.to_string())
@@ -91,6 +96,8 @@ fn database_options(memory: Memory) -> Options {
     options.set_max_log_file_size(1 << 20);
     options.set_max_total_wal_size(1 << 20);
     options.set_bytes_per_sync(1 << 20);
+    // There is one writer: applying.
+    options.set_allow_concurrent_memtable_write(false);
     options
 }
 
@@ -130,9 +137,36 @@ impl Rocks {
             folder: folder.to_owned(),
             received: Arc::default(),
             counters: Arc::default(),
+            counts: Arc::default(),
         };
         rocks.finish_installation()?;
+        rocks.load_counts();
         Ok(rocks)
+    }
+
+    fn load_counts(&self) {
+        let mut counts = BTreeMap::new();
+        let iterator = self.db.raw_iterator_cf_opt(self.family(Cf::Count), scan_options());
+        visit_all(iterator, Bound::Unbounded, Bound::Unbounded, false, &mut |key, value| {
+            counts.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+            ControlFlow::Continue(())
+        });
+        *self.counts.write().expect("no panic while locked") = counts;
+    }
+
+    /// Does to the counts in memory what was done to those on disk.
+    fn count(&self, writes: &[Write]) {
+        let mut writes = writes.iter().filter(|write| write.cf == Cf::Count).peekable();
+        if writes.peek().is_none() {
+            return;
+        }
+        let mut counts = self.counts.write().expect("no panic while locked");
+        for write in writes {
+            match &write.value {
+                Some(value) => drop(counts.insert(write.key.clone(), value.clone())),
+                None => drop(counts.remove(&write.key)),
+            }
+        }
     }
 
     fn family(&self, cf: Cf) -> &ColumnFamily {
@@ -161,6 +195,7 @@ impl Rocks {
             folder: self.folder.clone(),
             received: self.received.clone(),
             counters: self.counters.clone(),
+            counts: self.counts.clone(),
         }
     }
 
@@ -196,11 +231,13 @@ impl Rocks {
     }
 
     fn batch(&self, writes: &[Write]) -> WriteBatch {
+        let families = Cf::ALL.map(|cf| self.family(cf));
         let mut batch = WriteBatch::default();
         for write in writes {
+            let family = families[write.cf as usize];
             match &write.value {
-                Some(value) => batch.put_cf(self.family(write.cf), &write.key, value),
-                None => batch.delete_cf(self.family(write.cf), &write.key),
+                Some(value) => batch.put_cf(family, &write.key, value),
+                None => batch.delete_cf(family, &write.key),
             }
         }
         batch
@@ -270,6 +307,7 @@ impl Rocks {
         batch.put_cf(self.mark_family(), MARK, mark);
         self.db.write_opt(batch, &Rocks::unlogged()).map_err(other)?;
         self.flush_now()?;
+        self.load_counts();
         std::fs::remove_file(&marker)?;
         std::fs::remove_file(file)
     }
@@ -383,6 +421,9 @@ fn scan_options() -> ReadOptions {
 
 impl Read for Rocks {
     fn get(&self, cf: Cf, key: &[u8]) -> Option<Bytes> {
+        if cf == Cf::Count {
+            return self.counts.read().expect("no panic while locked").get(key).cloned();
+        }
         match self.db.get_pinned_cf(self.family(cf), key) {
             Ok(value) => value.map(|value| Bytes::copy_from_slice(&value)),
             Err(error) => fail(&error),
@@ -390,8 +431,35 @@ impl Read for Rocks {
     }
 
     fn scan(&self, cf: Cf, from: Bound<&[u8]>, to: Bound<&[u8]>, reverse: bool, visit: Visit<'_>) {
+        if cf == Cf::Count {
+            return scan_counts(
+                &self.counts.read().expect("no panic while locked"),
+                from,
+                to,
+                reverse,
+                visit,
+            );
+        }
         let iterator = self.db.raw_iterator_cf_opt(self.family(cf), scan_options());
         visit_all(iterator, from, to, reverse, visit);
+    }
+}
+
+fn scan_counts(
+    counts: &BTreeMap<Bytes, Bytes>,
+    from: Bound<&[u8]>,
+    to: Bound<&[u8]>,
+    reverse: bool,
+    visit: Visit<'_>,
+) {
+    if keelson_store_core::backend::nothing_between(from, to) {
+        return;
+    }
+    let mut range = counts.range::<[u8], _>((from, to));
+    while let Some((key, value)) = if reverse { range.next_back() } else { range.next() } {
+        if visit(key, value).is_break() {
+            return;
+        }
     }
 }
 
@@ -402,13 +470,17 @@ impl Backend for Rocks {
         let mut batch = self.batch(writes);
         batch.put_cf(self.mark_family(), MARK, mark);
         self.counters.written.fetch_add(batch.size_in_bytes() as u64, Relaxed);
-        self.db.write_opt(batch, &Rocks::unlogged()).map_err(other)
+        self.db.write_opt(batch, &Rocks::unlogged()).map_err(other)?;
+        self.count(writes);
+        Ok(())
     }
 
     fn prune(&self, writes: &[Write]) -> io::Result<()> {
         let batch = self.batch(writes);
         self.counters.written.fetch_add(batch.size_in_bytes() as u64, Relaxed);
-        self.db.write_opt(batch, &Rocks::unlogged()).map_err(other)
+        self.db.write_opt(batch, &Rocks::unlogged()).map_err(other)?;
+        self.count(writes);
+        Ok(())
     }
 
     fn mark(&self) -> io::Result<Option<Bytes>> {

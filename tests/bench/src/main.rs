@@ -3,8 +3,11 @@
 //! Absolute figures of a shared machine are a floor; the ratios, and the servers' CPU per operation (user and
 //! system time of all server processes, from /proc), are the finding. Prints a Markdown table.
 
+mod large;
 mod load;
 mod peer;
+mod streams;
+mod wire;
 
 use std::time::Duration;
 
@@ -13,21 +16,36 @@ use load::{Load, Measured};
 use peer::{Kind, Servers};
 
 /// One row of the table: what is asked of both.
-const LOADS: &[(&str, Load, usize, usize)] = &[
-    // name, request, clients, operations
-    ("put, 1 client", Load::Put, 1, 1_000),
-    ("put, 100 clients", Load::Put, 100, 20_000),
-    ("put, 1000 clients", Load::Put, 1_000, 30_000),
-    ("range linearizable, 100 clients", Load::RangeLinearizable, 100, 30_000),
-    ("range serializable, 100 clients", Load::RangeSerializable, 100, 30_000),
+#[derive(Clone, Copy)]
+enum Row {
+    Unary(Load),
+    KeepAlive,
+    FanOut,
+}
+
+use Row::Unary;
+
+const LOADS: &[(&str, Row, usize, usize)] = &[
+    // name, request, clients (or watchers), operations (or puts)
+    ("put, 1 client", Unary(Load::Put), 1, 1_000),
+    ("put, 100 clients", Unary(Load::Put), 100, 20_000),
+    ("put, 1000 clients", Unary(Load::Put), 1_000, 30_000),
+    ("range linearizable, 100 clients", Unary(Load::RangeLinearizable), 100, 60_000),
+    ("range linearizable, 1000 clients", Unary(Load::RangeLinearizable), 1_000, 60_000),
+    ("range serializable, 100 clients", Unary(Load::RangeSerializable), 100, 60_000),
+    ("lease keep-alive, 100 clients", Row::KeepAlive, 100, 20_000),
+    ("watch: 1000 watchers of one key, events", Row::FanOut, 1_000, 200),
 ];
 
-const USAGE: &str = "usage: cargo xtask bench store [--members 1|3] [--rounds N] [--quick]";
+const USAGE: &str =
+    "usage: cargo xtask bench store [--members 1|3] [--rounds N] [--quick] [--keys N (0: not)]";
 
 struct Options {
     members: Vec<usize>,
     rounds: usize,
     divide: usize,
+    /// Of the large store.
+    keys: usize,
 }
 
 fn options() -> anyhow::Result<Options> {
@@ -35,13 +53,14 @@ fn options() -> anyhow::Result<Options> {
     if words.next().as_deref() != Some("store") {
         bail!(USAGE);
     }
-    let mut options = Options { members: vec![1, 3], rounds: 3, divide: 1 };
+    let mut options = Options { members: vec![1, 3], rounds: 3, divide: 1, keys: 1_000_000 };
     while let Some(word) = words.next() {
         let mut number = || -> anyhow::Result<usize> { Ok(words.next().context(USAGE)?.parse()?) };
         match word.as_str() {
             "--members" => options.members = vec![number()?],
             "--rounds" => options.rounds = number()?.max(1),
-            "--quick" => options.divide = 10,
+            "--keys" => options.keys = number()?,
+            "--quick" => (options.divide, options.keys) = (10, options.keys / 10),
             _ => bail!(USAGE),
         }
     }
@@ -54,6 +73,9 @@ fn main() -> anyhow::Result<()> {
     for members in &options.members {
         runtime.block_on(compare(*members, &options))?;
     }
+    if options.keys > 0 {
+        runtime.block_on(large::compare(options.keys))?;
+    }
     Ok(())
 }
 
@@ -65,15 +87,19 @@ async fn compare(members: usize, options: &Options) -> anyhow::Result<()> {
         peer.version,
         peer::processors()
     );
+    println!("Idle RSS, MiB: etcd {}, keelson {}.\n", shown(&peer.resident()), shown(&ours.resident()));
     println!("| load | etcd req/s, p50 / p99 ms, CPU µs/op | keelson | req/s × | CPU ÷ |");
     println!("|---|---|---|---|---|");
-    for (name, load, clients, total) in LOADS {
-        let total = (total / options.divide).max(*clients);
+    for (name, row, clients, total) in LOADS {
+        let total = match row {
+            Row::FanOut => (total / options.divide).max(1),
+            Row::Unary(_) | Row::KeepAlive => (total / options.divide).max(*clients),
+        };
         let mut theirs_runs = Vec::new();
         let mut our_runs = Vec::new();
         for _ in 0..options.rounds {
-            theirs_runs.push(measure(&peer, *load, *clients, total).await?);
-            our_runs.push(measure(&ours, *load, *clients, total).await?);
+            theirs_runs.push(measure(&peer, *row, *clients, total).await?);
+            our_runs.push(measure(&ours, *row, *clients, total).await?);
         }
         let (theirs, own) = (median(theirs_runs), median(our_runs));
         println!(
@@ -95,10 +121,15 @@ fn shown(mebibytes: &[u64]) -> String {
     mebibytes.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
 }
 
-async fn measure(servers: &Servers, load: Load, clients: usize, total: usize) -> anyhow::Result<Measured> {
+async fn measure(servers: &Servers, row: Row, clients: usize, total: usize) -> anyhow::Result<Measured> {
     let before = servers.cpu_micros();
-    let mut measured = load::run(&servers.endpoints, load, clients, total).await?;
-    measured.cpu_micros = (servers.cpu_micros() - before) as f64 / total as f64;
+    let endpoints = &servers.endpoints;
+    let (mut measured, operations) = match row {
+        Row::Unary(load) => (load::run(endpoints, load, clients, total).await?, total),
+        Row::KeepAlive => (streams::keep_alive(endpoints, clients, total).await?, total),
+        Row::FanOut => (streams::fan_out(endpoints, clients, total).await?, clients * total),
+    };
+    measured.cpu_micros = (servers.cpu_micros() - before) as f64 / operations as f64;
     Ok(measured)
 }
 

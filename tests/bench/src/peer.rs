@@ -35,6 +35,7 @@ pub struct Servers {
     pub endpoints: Vec<String>,
     pub version: String,
     processes: Vec<Child>,
+    commands: Vec<Command>,
     folder: PathBuf,
 }
 
@@ -61,14 +62,19 @@ impl Servers {
             (0..members).map(|_| Ok((free_port()?, free_port()?))).collect::<anyhow::Result<_>>()?;
         let initial: Vec<String> =
             ports.iter().enumerate().map(|(n, (_, peer))| format!("n{n}=http://127.0.0.1:{peer}")).collect();
-        let mut servers =
-            Servers { endpoints: Vec::new(), version, processes: Vec::new(), folder: folder.clone() };
+        let mut servers = Servers {
+            endpoints: Vec::new(),
+            version,
+            processes: Vec::new(),
+            commands: Vec::new(),
+            folder: folder.clone(),
+        };
         for (number, (client, peer)) in ports.iter().enumerate() {
             let client_url = format!("http://127.0.0.1:{client}");
             let peer_url = format!("http://127.0.0.1:{peer}");
             let log = fs::File::create(folder.join(format!("n{number}.log")))?;
-            let child = kind
-                .command()?
+            let mut command = kind.command()?;
+            command
                 .arg(format!("--name=n{number}"))
                 .arg(format!("--data-dir={}", folder.join(format!("n{number}")).display()))
                 .arg(format!("--listen-client-urls={client_url}"))
@@ -76,12 +82,13 @@ impl Servers {
                 .arg(format!("--listen-peer-urls={peer_url}"))
                 .arg(format!("--initial-advertise-peer-urls={peer_url}"))
                 .arg(format!("--initial-cluster={}", initial.join(",")))
+                .arg("--quota-backend-bytes=8589934592")
                 .arg("--log-level=warn")
                 .stdin(Stdio::null())
                 .stdout(log.try_clone()?)
-                .stderr(log)
-                .spawn()?;
-            servers.processes.push(child);
+                .stderr(log);
+            servers.processes.push(command.spawn()?);
+            servers.commands.push(command);
             servers.endpoints.push(client_url);
         }
         servers.ready(kind).await?;
@@ -113,6 +120,42 @@ impl Servers {
     /// Resident set of each process in MiB.
     pub fn resident(&self) -> Vec<u64> {
         self.processes.iter().map(|process| resident(process.id())).collect()
+    }
+
+    /// Bytes on disk of all members.
+    pub fn disk(&self) -> u64 {
+        fn below(folder: &std::path::Path) -> u64 {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            let sizes = entries.map(|entry| match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => below(&entry.path()),
+                Ok(metadata) => std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
+                Err(_) => 0,
+            });
+            sizes.sum()
+        }
+        below(&self.folder)
+    }
+
+    /// Stops the first member, by SIGTERM or SIGKILL, starts it again, and answers the seconds from the start until it
+    /// serves a write.
+    pub async fn restart(&mut self, kill: bool) -> anyhow::Result<f64> {
+        let process = &mut self.processes[0];
+        if kill {
+            process.kill()?;
+        } else {
+            Command::new("kill").arg(process.id().to_string()).status()?;
+        }
+        process.wait()?;
+        let started = Instant::now();
+        self.processes[0] = self.commands[0].spawn()?;
+        while write_once(&self.endpoints[0]).await.is_err() {
+            anyhow::ensure!(
+                started.elapsed() < Duration::from_secs(120),
+                "not serving 120 s after a restart"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(started.elapsed().as_secs_f64())
     }
 
     /// SIGTERM, then a wait with a bound.

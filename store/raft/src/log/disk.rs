@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +16,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
+
+/// Space set aside at a time, bytes.
+const RESERVE: u64 = 8 * 1024 * 1024;
 
 /// Called once, when an operation is durable or has failed.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -194,9 +197,57 @@ struct Flusher {
     sync: bool,
     stats: Arc<SyncStats>,
     /// The file being appended to.
-    file: Option<(String, File)>,
+    file: Option<Open>,
     /// After one failure nothing is written again: what is on the disk is unknown (fsync errors are not retried).
     failed: Option<(io::ErrorKind, String)>,
+}
+
+/// The newest file. Its space is set aside ahead of what is written: syncing an append that makes no file longer needs
+/// no commit of the file system's journal, and takes a fraction of the time. What is not written yet reads as zeros.
+struct Open {
+    name: String,
+    file: File,
+    /// Where the next byte goes.
+    end: u64,
+    /// Set aside so far.
+    reserved: u64,
+}
+
+impl Open {
+    /// A file that exists is continued at its end.
+    fn new(path: &Path, name: &str) -> io::Result<Open> {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        let end = file.metadata()?.len();
+        let mut open = Open { name: name.to_owned(), file, end, reserved: end };
+        open.reserve(1);
+        Ok(open)
+    }
+
+    /// Sets space aside for `more` bytes. Where that is not possible the file grows as it is written.
+    fn reserve(&mut self, more: u64) {
+        if self.end + more <= self.reserved {
+            return;
+        }
+        let (Ok(from), Ok(length)) = (i64::try_from(self.reserved), i64::try_from(more.max(RESERVE))) else {
+            return;
+        };
+        let flags = nix::fcntl::FallocateFlags::empty();
+        if nix::fcntl::fallocate(&self.file, flags, from, length).is_ok() {
+            self.reserved += length as u64;
+        }
+    }
+
+    fn append(&mut self, data: &[u8]) -> io::Result<()> {
+        self.reserve(data.len() as u64);
+        self.file.write_all_at(data, self.end)?;
+        self.end += data.len() as u64;
+        Ok(())
+    }
+
+    /// Gives back what was set aside.
+    fn finish(&self) -> io::Result<()> {
+        if self.reserved > self.end { self.file.set_len(self.end) } else { Ok(()) }
+    }
 }
 
 impl Flusher {
@@ -212,6 +263,11 @@ impl Flusher {
             drop(waiting);
             self.group(operations);
             if closed {
+                if let Some(open) = &self.file
+                    && let Err(error) = open.finish()
+                {
+                    tracing::debug!(%error, "the raft log keeps space it does not need");
+                }
                 return;
             }
         }
@@ -220,16 +276,16 @@ impl Flusher {
     /// Writes a group, syncs once, completes it.
     fn group(&mut self, operations: VecDeque<Operation>) {
         let mut completions = Vec::new();
-        let mut buffer: Vec<u8> = Vec::new();
+        let mut pieces: Vec<Bytes> = Vec::new();
         for operation in operations {
             match operation {
                 Operation::Append { file, data, done } => {
-                    if self.file.as_ref().is_none_or(|(current, _)| *current != file) {
-                        self.attempt(|flusher| flusher.write(&buffer));
-                        buffer.clear();
+                    if self.file.as_ref().is_none_or(|open| open.name != file) {
+                        self.attempt(|flusher| flusher.write(&pieces));
+                        pieces.clear();
                         self.attempt(|flusher| flusher.switch(&file));
                     }
-                    buffer.extend_from_slice(&data);
+                    pieces.push(data);
                     completions.extend(done);
                 }
                 Operation::Remove { file } => {
@@ -237,7 +293,7 @@ impl Flusher {
                 }
             }
         }
-        self.attempt(|flusher| flusher.write(&buffer));
+        self.attempt(|flusher| flusher.write(&pieces));
         self.attempt(Flusher::sync);
         for done in completions {
             done(match &self.failed {
@@ -257,18 +313,20 @@ impl Flusher {
         }
     }
 
-    fn write(&mut self, data: &[u8]) -> io::Result<()> {
-        match &mut self.file {
-            Some((_, file)) if !data.is_empty() => file.write_all(data),
-            _ => Ok(()),
+    /// Writes the pieces one after the other; a group is one call to the system.
+    fn write(&mut self, pieces: &[Bytes]) -> io::Result<()> {
+        match (&mut self.file, pieces) {
+            (None, _) | (_, []) => Ok(()),
+            (Some(open), [one]) => open.append(one),
+            (Some(open), pieces) => open.append(&pieces.concat()),
         }
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        let Some((_, file)) = &self.file else { return Ok(()) };
+        let Some(open) = &self.file else { return Ok(()) };
         if self.sync {
             let start = Instant::now();
-            file.sync_data()?;
+            open.file.sync_data()?;
             self.stats.observe(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
         }
         Ok(())
@@ -276,13 +334,16 @@ impl Flusher {
 
     /// Finishes the current file and opens another; the folder is synced so that the new name survives.
     fn switch(&mut self, name: &str) -> io::Result<()> {
+        if let Some(open) = &self.file {
+            open.finish()?;
+        }
         self.sync()?;
-        let file = OpenOptions::new().append(true).create(true).open(self.folder.join(name))?;
+        let open = Open::new(&self.folder.join(name), name)?;
         if self.sync {
-            file.sync_all()?;
+            open.file.sync_all()?;
             File::open(&self.folder)?.sync_all()?;
         }
-        self.file = Some((name.to_owned(), file));
+        self.file = Some(open);
         Ok(())
     }
 }

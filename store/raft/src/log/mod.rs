@@ -28,9 +28,9 @@ use record::{Damage, Record};
 use crate::types::{Entry, EntryPayload, LogId, TypeConfig, Vote};
 
 /// A segment is left for a new one above this, bytes.
-const SEGMENT: u64 = 32 * 1024 * 1024;
+const SEGMENT: u64 = 16 * 1024 * 1024;
 /// Entries kept decoded in memory, bytes of payload.
-const CACHE: usize = 8 * 1024 * 1024;
+const CACHE: usize = 4 * 1024 * 1024;
 /// Most payload one read for replication returns, bytes.
 const READ: usize = 1024 * 1024;
 /// What an entry costs in memory beside its payload, bytes.
@@ -74,6 +74,8 @@ struct Slot {
     segment: u64,
     offset: u64,
     length: usize,
+    /// Bytes of all entries before it, counted since the log was opened.
+    before: u64,
     cached: Option<Entry>,
 }
 
@@ -96,6 +98,8 @@ struct Inner {
     purged: Option<LogId>,
     /// Consecutive, the first follows `purged` when there is one.
     slots: VecDeque<Slot>,
+    /// Bytes of all entries pushed.
+    written: u64,
     cached_bytes: usize,
     /// Slots before this position are not cached.
     cached_from: usize,
@@ -153,6 +157,7 @@ impl<D: Disk> SegmentLog<D> {
             committed: None,
             purged: None,
             slots: VecDeque::new(),
+            written: 0,
             cached_bytes: 0,
             cached_from: 0,
             segments: VecDeque::new(),
@@ -164,6 +169,7 @@ impl<D: Disk> SegmentLog<D> {
         for (position, segment) in numbers.iter().enumerate() {
             let newest = position + 1 == numbers.len();
             inner.load(disk.as_ref(), *segment, newest)?;
+            inner.forget_loaded();
         }
         inner.drop_purged();
         if let Some(committed) = inner.committed
@@ -206,6 +212,23 @@ impl<D: Disk> SegmentLog<D> {
     /// Bytes of all payloads cached; a gauge.
     pub fn cached_bytes(&self) -> usize {
         self.lock().cached_bytes
+    }
+
+    /// Bytes of all entries after an index.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        let inner = self.lock();
+        let total = inner.written;
+        let at = inner.slots.front().map_or(0, |slot| (index + 1).saturating_sub(slot.id.index));
+        inner.slots.get(at as usize).map_or(0, |slot| total - slot.before)
+    }
+
+    /// The last entry before the newest `keep` bytes of entries; `None` when there is none.
+    pub fn index_before(&self, keep: u64) -> Option<u64> {
+        let inner = self.lock();
+        let total = inner.written;
+        let old = inner.slots.partition_point(|slot| total - slot.before > keep);
+        // The entry that the border lies in is kept.
+        inner.slots.get(old.checked_sub(2)?).map(|slot| slot.id.index)
     }
 
     /// Whether the log holds nothing: no entry, no vote, nothing purged.
@@ -337,7 +360,7 @@ impl Inner {
         let (found, damage) = record::scan(&disk.read(&file)?);
         match damage {
             Some(Damage::Torn(offset)) if newest => {
-                tracing::warn!(file, offset, "raft log: cutting off a torn end");
+                tracing::debug!(file, offset, "raft log: cutting off a torn end or space set aside");
                 disk.truncate(&file, offset)?;
             }
             Some(Damage::Torn(offset) | Damage::Corrupt(offset)) => {
@@ -380,7 +403,21 @@ impl Inner {
             last.last_index = last.last_index.max(entry.log_id.index);
         }
         self.cached_bytes += size(&entry);
-        self.slots.push_back(Slot { id: entry.log_id, segment, offset, length, cached: Some(entry) });
+        let before = self.written;
+        self.written += length as u64;
+        self.slots.push_back(Slot { id: entry.log_id, segment, offset, length, before, cached: Some(entry) });
+    }
+
+    /// Forgets the content of entries that were just read, which are all durable.
+    fn forget_loaded(&mut self) {
+        while self.cached_bytes > CACHE / 4
+            && let Some(slot) = self.slots.get_mut(self.cached_from)
+        {
+            if let Some(entry) = slot.cached.take() {
+                self.cached_bytes -= size(&entry);
+            }
+            self.cached_from += 1;
+        }
     }
 
     fn forget(&mut self, slot: Option<Slot>) {

@@ -12,7 +12,7 @@
 //! newest file is a torn end, unless a good record after it says `synced > p`: then `p` had been durable, bytes have
 //! rotted, and entries that were acknowledged are gone: the member must not start.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use serde::{Deserialize, Serialize};
 
 use crate::types::{Entry, LogId, Vote};
@@ -50,16 +50,25 @@ pub enum Damage {
 /// # Panics
 /// A record above 4 GiB; requests are bounded far below.
 pub fn encode(record: &Record, synced: u64) -> Bytes {
-    let body = postcard::to_stdvec(record).expect("a record is plain data");
-    let mut out = BytesMut::with_capacity(HEADER + body.len());
+    let mut out = Vec::with_capacity(HEADER + 64 + weight(record));
     out.put_u32(MAGIC);
-    out.put_u32(u32::try_from(body.len()).expect("a record is far below 4 GiB"));
+    out.put_u32(0);
     out.put_u32(0);
     out.put_u32(u32::try_from(synced).expect("a segment is far below 4 GiB"));
-    out.put_slice(&body);
+    let mut out = postcard::to_extend(record, out).expect("a record is plain data");
+    let length = u32::try_from(out.len() - HEADER).expect("a record is far below 4 GiB");
+    out[4..8].copy_from_slice(&length.to_be_bytes());
     let sum = crc32c::crc32c(&out[12..]);
     out[8..12].copy_from_slice(&sum.to_be_bytes());
-    out.freeze()
+    out.into()
+}
+
+/// About what a record takes, bytes.
+fn weight(record: &Record) -> usize {
+    match record {
+        Record::Entry(entry) => super::size(entry),
+        _ => 0,
+    }
 }
 
 /// A record read from a file.
@@ -109,8 +118,11 @@ pub fn scan(data: &[u8]) -> (Vec<Found>, Option<Damage>) {
     (found, None)
 }
 
-/// Looks past a bad record at `bad` for a good one that proves it had been durable.
+/// Looks past a bad record at `bad` for a good one that proves it had been durable. Zeros to the end are space set aside.
 fn judge(data: &[u8], bad: usize) -> Damage {
+    if data[bad..].iter().all(|byte| *byte == 0) {
+        return Damage::Torn(bad as u64);
+    }
     let magic = MAGIC.to_be_bytes();
     let mut at = bad + 1;
     while let Some(step) = data.get(at..).and_then(|rest| rest.windows(4).position(|four| four == magic)) {

@@ -29,7 +29,7 @@ use crate::convert::status;
 use crate::handle::Handle;
 
 /// What a request may carry beside its payload, bytes; as in etcd.
-const OVERHEAD: usize = 512 * 1024;
+pub(crate) const OVERHEAD: usize = 512 * 1024;
 
 /// One type implements all services.
 #[derive(Clone)]
