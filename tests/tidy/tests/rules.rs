@@ -48,6 +48,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         &["tokio", "tonic", "rocksdb", "openraft"],
         "loom checks it, so it stays on its own types",
     ),
+    ("store/http2", &["tokio", "tonic", "hyper", "rand"], "a core has no runtime, IO or randomness"),
     ("store/raft", &["rocksdb", "tonic"], "the simulator builds it in seconds"),
     (
         "apiserver/api",
