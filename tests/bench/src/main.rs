@@ -38,7 +38,7 @@ const LOADS: &[(&str, Row, usize, usize)] = &[
 ];
 
 const USAGE: &str =
-    "usage: cargo xtask bench store [--members 1|3] [--rounds N] [--quick] [--keys N (0: not)]";
+    "usage: cargo xtask bench store [--members 1|3 (0: neither)] [--rounds N] [--quick] [--keys N (0: not)]";
 
 struct Options {
     members: Vec<usize>,
@@ -57,7 +57,9 @@ fn options() -> anyhow::Result<Options> {
     while let Some(word) = words.next() {
         let mut number = || -> anyhow::Result<usize> { Ok(words.next().context(USAGE)?.parse()?) };
         match word.as_str() {
-            "--members" => options.members = vec![number()?],
+            "--members" => {
+                options.members = Some(number()?).filter(|members| *members > 0).into_iter().collect()
+            }
             "--rounds" => options.rounds = number()?.max(1),
             "--keys" => options.keys = number()?,
             "--quick" => (options.divide, options.keys) = (10, options.keys / 10),

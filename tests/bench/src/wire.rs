@@ -14,6 +14,8 @@ use tokio::net::TcpStream;
 
 const INITIAL_WINDOW_SIZE: u16 = 4;
 const WINDOW: i64 = 65_535;
+/// The largest frame a server must take, bytes.
+const FRAME: usize = 16_384;
 /// What the server may send before we say more, bytes.
 const OURS: u32 = 1 << 30;
 
@@ -133,10 +135,16 @@ impl Line {
         }
         put_head(&mut self.out, block.len(), Kind::Headers, FLAG_END_HEADERS, self.stream);
         self.out.put_slice(&block);
-        put_head(&mut self.out, framed, Kind::Data, FLAG_END_STREAM, self.stream);
-        self.out.put_u8(0);
-        self.out.put_u32(message.len() as u32);
-        self.out.put_slice(&message);
+        let mut body = BytesMut::with_capacity(framed);
+        body.put_u8(0);
+        body.put_u32(message.len() as u32);
+        body.put_slice(&message);
+        let mut pieces = body.chunks(FRAME).peekable();
+        while let Some(piece) = pieces.next() {
+            let end = if pieces.peek().is_none() { FLAG_END_STREAM } else { 0 };
+            put_head(&mut self.out, piece.len(), Kind::Data, end, self.stream);
+            self.out.put_slice(piece);
+        }
         let slots = self.began.len();
         self.began[(self.stream / 2) as usize % slots] = Some(Instant::now());
         self.stream += 2;
