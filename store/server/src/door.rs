@@ -133,8 +133,15 @@ pub(crate) async fn serve<S: Serve>(
     let (orders, mut incoming) = mpsc::unbounded_channel();
     let patience = service.patience();
     let connection = Connection::new(config);
-    let mut door =
-        Door { service, client, connection, calls: HashMap::new(), orders, deadlines: VecDeque::new(), patience };
+    let mut door = Door {
+        service,
+        client,
+        connection,
+        calls: HashMap::new(),
+        orders,
+        deadlines: VecDeque::new(),
+        patience,
+    };
     let mut events = Vec::new();
     let timer = tokio::time::sleep(QUIET);
     tokio::pin!(timer);

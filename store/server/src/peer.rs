@@ -380,7 +380,7 @@ impl PeerService {
         }
     }
 
-    async fn hash(&self, handle: &Handle, body: Incoming) -> Response<tonic::body::Body> {
+    async fn hash(&self, handle: &Handle, body: RequestBody) -> Response<tonic::body::Body> {
         let body = match http_body_util::Limited::new(body, 64).collect().await {
             Ok(body) => body.to_bytes(),
             Err(error) => return plain(StatusCode::BAD_REQUEST, "text/plain", error.to_string()),
