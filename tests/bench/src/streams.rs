@@ -1,5 +1,6 @@
 //! Loads on streams: lease keep-alives and watch fan-out, with the ordinary client.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -70,7 +71,7 @@ pub async fn fan_out(endpoints: &[String], watchers: usize, puts: usize) -> anyh
     const STREAMS: usize = 10;
     let channels = channels(endpoints, STREAMS).await?;
     let mut tasks = Vec::new();
-    let (begun, _) = tokio::sync::broadcast::channel::<Instant>(puts + 1);
+    let begun: Arc<Mutex<Vec<Instant>>> = Arc::default();
     for channel in &channels {
         let each = watchers / STREAMS;
         let (requests, stream) = outgoing();
@@ -86,16 +87,18 @@ pub async fn fan_out(endpoints: &[String], watchers: usize, puts: usize) -> anyh
             let created = answers.message().await?.context("the watch stream ended")?;
             ensure!(created.created, "a watch was not created");
         }
-        let mut begun = begun.subscribe();
+        let begun = begun.clone();
         tasks.push(tokio::spawn(async move {
             let mut latencies = Vec::with_capacity(each * puts);
-            for _ in 0..puts {
-                let since = begun.recv().await?;
-                let mut missing = each;
-                while missing > 0 {
-                    let answer = answers.message().await?.context("the watch stream ended")?;
-                    missing = missing.saturating_sub(answer.events.len());
-                    latencies.extend(answer.events.iter().map(|_| since.elapsed().as_micros() as u64));
+            let mut first = None;
+            while latencies.len() < each * puts {
+                // One answer may carry what several puts did to one watcher.
+                let answer = answers.message().await?.context("the watch stream ended")?;
+                for event in &answer.events {
+                    let version = event.kv.as_ref().context("an event without its key")?.version;
+                    let put = version - *first.get_or_insert(version);
+                    let since = begun.lock().expect("no panic while locked")[put as usize];
+                    latencies.push(since.elapsed().as_micros() as u64);
                 }
             }
             drop(requests);
@@ -105,7 +108,7 @@ pub async fn fan_out(endpoints: &[String], watchers: usize, puts: usize) -> anyh
     let mut kv = KvClient::new(channels[0].clone());
     let started = Instant::now();
     for _ in 0..puts {
-        begun.send(Instant::now())?;
+        begun.lock().expect("no panic while locked").push(Instant::now());
         let put = PutRequest { key: "fan-out".into(), value: vec![b'x'; 256].into(), ..Default::default() };
         kv.put(put).await?;
         tokio::time::sleep(Duration::from_millis(2)).await;
