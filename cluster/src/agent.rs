@@ -18,15 +18,12 @@ use tracing::{info, warn};
 
 use crate::balancer::{self, Servers};
 use crate::client::client;
-use crate::join::{AGENT, AgentAnswer, AgentRequest};
-use crate::pki::{Pair, private_file, private_folder, request};
+use crate::newcomer::Newcomer;
+use crate::pki::{private_file, private_folder};
 use crate::settings::{AgentState, load, save};
-use crate::token::Token;
-use crate::{call, host};
+use crate::{host, token};
 
-/// Certificates last a year and are renewed at a start in their last third.
-const RENEW_AFTER: Duration = Duration::from_secs(240 * 24 * 3600);
-/// Between two attempts to join or to start a part that failed.
+/// Between two attempts to start a part that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Parser, Debug)]
@@ -92,15 +89,25 @@ pub fn main(args: Vec<String>) -> std::process::ExitCode {
 }
 
 async fn run(flags: Flags) -> Result<()> {
-    let token = host::stop_token()?;
+    anyhow::ensure!(
+        nix::unistd::geteuid().is_root(),
+        "a node needs root for mounts, cgroups and nftables: run this as root, or `keelson simulate` for nodes without containers"
+    );
+    let stop = host::stop_token()?;
     let folder = flags.data_dir.join("agent");
     private_folder(&folder)?;
-    let Some(state) = identity(&flags, &folder, &token).await? else { return Ok(()) };
+    let newcomer = Newcomer {
+        server: flags.server.clone(),
+        token: token::given(flags.token.as_deref(), flags.token_file.as_deref())?,
+        name: flags.node_name.clone(),
+        ip: flags.node_ip,
+    };
+    let Some(state) = newcomer.identity(&folder, &stop).await? else { return Ok(()) };
     let servers_file = folder.join("servers.json");
     let known: Vec<SocketAddr> = load(&servers_file)?.unwrap_or_default();
     let first = flags.server.as_deref().map(server_address).transpose()?;
     let servers = Servers::new(if known.is_empty() { first.into_iter().collect() } else { known });
-    let balancer = tokio::spawn(balancer::serve(flags.balancer_address, servers.clone(), token.clone()));
+    let balancer = tokio::spawn(balancer::serve(flags.balancer_address, servers.clone(), stop.clone()));
     let url = format!("https://{}", flags.balancer_address);
     let kubelet = client(&url, &state.authority, &state.kubelet).await?;
     let proxy = client(&url, &state.authority, &state.proxy).await?;
@@ -110,11 +117,11 @@ async fn run(flags: Flags) -> Result<()> {
     }
     info!(node = state.node_name, ip = %state.node_ip, servers = ?servers.list(), "agent starts");
     let parts = [
-        tokio::spawn(keep("kubelet", token.clone(), {
+        tokio::spawn(keep("kubelet", stop.clone(), {
             let config = kubelet_config(&flags, &folder, &state, kubelet.clone())?;
             move |token| keelson_kubelet::run(config.clone(), token)
         })),
-        tokio::spawn(keep("proxy", token.clone(), {
+        tokio::spawn(keep("proxy", stop.clone(), {
             let config = keelson_proxy::Config {
                 node_name: state.node_name.clone(),
                 cluster_cidr: Some(state.cluster_cidr),
@@ -125,7 +132,7 @@ async fn run(flags: Flags) -> Result<()> {
             let proxy = proxy.clone();
             move |token| keelson_proxy::run(proxy.clone(), config.clone(), token)
         })),
-        tokio::spawn(keep("network", token.clone(), {
+        tokio::spawn(keep("network", stop.clone(), {
             let config = keelson_network::Config {
                 node_name: state.node_name.clone(),
                 node_ip: state.node_ip,
@@ -139,67 +146,13 @@ async fn run(flags: Flags) -> Result<()> {
             let proxy = proxy.clone();
             move |token| keelson_network::run(proxy.clone(), config.clone(), token)
         })),
-        tokio::spawn(follow_servers(proxy, servers, servers_file, token.clone())),
+        tokio::spawn(follow_servers(proxy, servers, servers_file, stop.clone())),
     ];
     tokio::select! {
         ended = balancer => ended.context("the load balancer broke")??,
         _ = futures::future::join_all(parts) => {}
     }
     Ok(())
-}
-
-/// This node's certificates and what it must know of the cluster; `None` when told to stop meanwhile.
-async fn identity(flags: &Flags, folder: &Path, stop: &CancellationToken) -> Result<Option<AgentState>> {
-    let file = folder.join("state.json");
-    let known: Option<AgentState> = load(&file)?;
-    let now = jiff::Timestamp::now().as_second();
-    let join_token = match (&flags.token, &flags.token_file) {
-        (Some(text), _) => Some(text.parse::<Token>()?),
-        (None, Some(path)) => {
-            let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-            Some(text.parse::<Token>()?)
-        }
-        (None, None) => None,
-    };
-    let (server, join_token) = match (known, &flags.server, join_token) {
-        (Some(state), Some(_), Some(_)) if state.renew_after > now => return Ok(Some(state)),
-        (_, Some(server), Some(token)) => (server, token),
-        (Some(state), ..) => return Ok(Some(state)),
-        (None, ..) => anyhow::bail!(
-            "this node has not joined yet: give --server https://HOST:6443 and --token (server/token on a server)"
-        ),
-    };
-    let node_name = flags.node_name.clone().map_or_else(host::name, Ok)?;
-    let node_ip = flags.node_ip.map_or_else(host::address, Ok)?;
-    let (kubelet_key, kubelet) = request(&node_name)?;
-    let (proxy_key, proxy) = request("proxy")?;
-    let body = AgentRequest { name: node_name.clone(), ip: node_ip, kubelet, proxy };
-    let answer: AgentAnswer = loop {
-        let attempt = call::post(server, AGENT, &join_token, &body);
-        tokio::select! {
-            () = stop.cancelled() => return Ok(None),
-            answer = attempt => match answer {
-                Ok(answer) => break answer,
-                Err(error) if error.to_string().contains(" answers 4") => return Err(error),
-                Err(error) => warn!("cannot join yet, tried again in {RETRY:?}: {error:#}"),
-            }
-        }
-        tokio::time::sleep(RETRY / 4).await;
-    };
-    let state = AgentState {
-        node_name,
-        node_ip,
-        cluster_cidr: answer.cluster_cidr,
-        dns_ip: answer.dns_ip,
-        domain: answer.domain,
-        local_path: answer.local_path,
-        authority: answer.authority,
-        kubelet: Pair { cert: answer.kubelet, key: kubelet_key },
-        proxy: Pair { cert: answer.proxy, key: proxy_key },
-        renew_after: now + i64::try_from(RENEW_AFTER.as_secs()).unwrap_or(0),
-    };
-    save(&file, &state)?;
-    Ok(Some(state))
 }
 
 fn kubelet_config(

@@ -1,8 +1,8 @@
-//! Running keelson: `server`, `agent`, `up`, `down`, `status`, and the local load balancer.
+//! Running keelson: `server`, `agent`, `simulate`, `up`, `down`, `status`, and the local load balancer.
 //!
 //! A cluster comes up like this: the first server makes the authorities and two secrets, and founds the store; others show
 //! the token at the join endpoint, become learners, then voters; agents show it to have their certificates signed. `up`
-//! does all of that on one machine, a network namespace and a containerd per node.
+//! does all of that on one machine, a network namespace and a containerd per node; without root with simulated nodes.
 //!
 //! Knows nothing of what any component decides.
 
@@ -13,10 +13,12 @@ mod call;
 mod client;
 mod host;
 mod join;
+mod newcomer;
 mod objects;
 mod pki;
 mod server;
 mod settings;
+mod simulated;
 mod token;
 mod up;
 
@@ -27,6 +29,7 @@ use clap::Parser;
 
 pub use agent::main as agent_main;
 pub use server::main as server_main;
+pub use simulated::main as simulate_main;
 pub use up::{balance_main, down_main, status_main, up_main};
 
 /// Parses flags, starts the runtime, runs, and turns an error into one line and exit code 1.

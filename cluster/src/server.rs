@@ -26,7 +26,7 @@ use crate::objects::create_missing;
 use crate::pki::{Authorities, Pair, Subject, issue, kubeconfig, private_file, private_folder};
 use crate::settings::{ServerState, Settings, load, save};
 use crate::token::{Role, Token, fingerprint_pem, secret};
-use crate::{call, host};
+use crate::{call, host, token};
 
 /// Between two attempts of anything.
 const RETRY: Duration = Duration::from_millis(200);
@@ -56,6 +56,10 @@ struct Flags {
     /// This server's address [default: the default route's]
     #[arg(long)]
     node_ip: Option<Ipv4Addr>,
+    /// The one address that everything listens on, in place of all of the machine's (API) and 127.0.0.1 (store's clients);
+    /// so several servers run beside each other on one machine.
+    #[arg(long)]
+    bind_address: Option<Ipv4Addr>,
     /// More names and addresses of the API server's certificate.
     #[arg(long, value_delimiter = ',')]
     tls_san: Vec<String>,
@@ -96,7 +100,7 @@ pub fn main(args: Vec<String>) -> std::process::ExitCode {
 async fn run(flags: Flags) -> Result<()> {
     let stop = host::stop_token()?;
     let folder = flags.data_dir.join("server");
-    private_folder(&folder)?;
+    private_folder(&folder).with_context(|| unusable(&flags.data_dir))?;
     let Some((state, authorities)) = identity(&flags, &folder, &stop).await? else { return Ok(()) };
     let fingerprint = fingerprint_pem(&authorities.cluster.cert)?;
     write_tokens(&folder, &state.settings, &fingerprint)?;
@@ -143,6 +147,10 @@ async fn run(flags: Flags) -> Result<()> {
     parts?
 }
 
+fn unusable(folder: &Path) -> String {
+    format!("cannot use {}: choose another --data-dir, or run this as root", folder.display())
+}
+
 /// Who this server is; `None` when told to stop while joining.
 async fn identity(
     flags: &Flags,
@@ -172,7 +180,8 @@ async fn identity(
             };
             settings.check()?;
             let members = vec![(node_name.clone(), peer_url)];
-            let state = ServerState { node_name, node_ip, settings, members, founder: true };
+            let bind = flags.bind_address;
+            let state = ServerState { node_name, node_ip, bind, settings, members, founder: true };
             info!(name = state.node_name, "founding a cluster");
             (state, Authorities::create(jiff::Timestamp::now())?)
         }
@@ -185,6 +194,7 @@ async fn identity(
             let state = ServerState {
                 node_name,
                 node_ip,
+                bind: flags.bind_address,
                 settings: answer.settings,
                 members: answer.members,
                 founder: false,
@@ -198,15 +208,8 @@ async fn identity(
 }
 
 fn join_token(flags: &Flags) -> Result<Token> {
-    match (&flags.token, &flags.token_file) {
-        (Some(text), _) => text.parse(),
-        (None, Some(path)) => {
-            std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?.parse()
-        }
-        (None, None) => {
-            bail!("--server needs --token or --token-file: the file server/token of a running server")
-        }
-    }
+    token::given(flags.token.as_deref(), flags.token_file.as_deref())?
+        .context("--server needs --token or --token-file: the file server/token of a running server")
 }
 
 /// Asks until there is an answer; only a refusal that repeating can't change is an error.
@@ -262,7 +265,7 @@ fn store_config(
     let member = Subject {
         name: &state.node_name,
         group: None,
-        addresses: vec![state.node_ip.into(), Ipv4Addr::LOCALHOST.into()],
+        addresses: vec![state.node_ip.into(), Ipv4Addr::LOCALHOST.into(), state.local().into()],
         hosts: vec!["localhost".into(), state.node_name.clone()],
     };
     for (file, subject) in
@@ -278,11 +281,12 @@ fn store_config(
         trusted_ca_file: Some(pki.join("store-ca.crt")),
         client_cert_auth: true,
     };
+    let client_url = format!("https://{}:2379", state.local());
     Ok(keelson_store_server::Config {
         name: state.node_name.clone(),
         data_dir: folder.join("store"),
-        listen_client_urls: vec!["https://127.0.0.1:2379".into()],
-        advertise_client_urls: vec!["https://127.0.0.1:2379".into()],
+        listen_client_urls: vec![client_url.clone()],
+        advertise_client_urls: vec![client_url],
         listen_peer_urls: vec![peer_url(state.node_ip)],
         initial_advertise_peer_urls: vec![peer_url(state.node_ip)],
         initial_cluster: state.members.clone(),
@@ -336,7 +340,12 @@ fn api_config(
     let mut server = Subject {
         name: "kube-apiserver",
         group: None,
-        addresses: vec![state.node_ip.into(), Ipv4Addr::LOCALHOST.into(), state.settings.api_ip().into()],
+        addresses: vec![
+            state.node_ip.into(),
+            Ipv4Addr::LOCALHOST.into(),
+            state.local().into(),
+            state.settings.api_ip().into(),
+        ],
         hosts: ["localhost", &state.node_name, "kubernetes", "kubernetes.default", "kubernetes.default.svc"]
             .map(str::to_owned)
             .into(),
@@ -366,7 +375,7 @@ fn api_config(
         kubelet_client: Some((kubelet.cert.into_bytes(), kubelet.key.into_bytes())),
         kubelet_ca: Some(authority),
     };
-    let bind = (Ipv4Addr::UNSPECIFIED, API_PORT).into();
+    let bind = (state.bind.unwrap_or(Ipv4Addr::UNSPECIFIED), API_PORT).into();
     let mut config = keelson_apiserver::Config::new(Arc::new(handle), bind, state.node_ip.into(), pki);
     config.service_cidr = state.settings.service_cidr;
     config.service_account_issuer = format!("https://kubernetes.default.svc.{domain}");
@@ -384,7 +393,7 @@ async fn above_the_api(
     authorities: Authorities,
     stop: CancellationToken,
 ) -> Result<()> {
-    let url = format!("https://127.0.0.1:{API_PORT}");
+    let url = format!("https://{}:{API_PORT}", state.local());
     let authority = &authorities.cluster.cert;
     let user = |name: &str| -> Result<Pair> {
         let subject = Subject { name, group: Some("system:masters"), ..Subject::default() };

@@ -69,11 +69,21 @@ impl Settings {
 pub struct ServerState {
     pub node_name: String,
     pub node_ip: Ipv4Addr,
+    /// The one address to listen on; `None`: all of the machine's.
+    #[serde(default)]
+    pub bind: Option<Ipv4Addr>,
     pub settings: Settings,
     /// (name, peer URL) as of the first start; later the store knows better.
     pub members: Vec<(String, String)>,
     /// Whether this server founded the cluster.
     pub founder: bool,
+}
+
+impl ServerState {
+    /// Where this machine's own programs reach the server.
+    pub fn local(&self) -> Ipv4Addr {
+        self.bind.unwrap_or(Ipv4Addr::LOCALHOST)
+    }
 }
 
 /// What one agent remembers.

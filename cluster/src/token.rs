@@ -2,6 +2,7 @@
 //! the token trusts exactly one cluster; the secret proves the joiner.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
@@ -69,6 +70,21 @@ impl fmt::Display for Token {
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Token({:?})", self.role)
+    }
+}
+
+/// The token of `--token`, else of `--token-file`; `None` when neither was given.
+///
+/// # Errors
+/// When the file can't be read, or what is given is no token.
+pub fn given(text: Option<&str>, file: Option<&Path>) -> Result<Option<Token>> {
+    match (text, file) {
+        (Some(text), _) => text.parse().map(Some),
+        (None, Some(path)) => {
+            let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+            text.parse().map(Some)
+        }
+        (None, None) => Ok(None),
     }
 }
 

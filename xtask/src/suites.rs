@@ -9,7 +9,7 @@ const SUITES: &[&str] = &["tidy", "unit", "loom", "sim", "etcd", "kubernetes"];
 
 /// Suites of real processes: the test targets, which run one after another, after everything else.
 const ETCD: &[&str] = &["embedded", "processes"];
-const KUBERNETES: &[&str] = &["doors", "console", "cluster"];
+const KUBERNETES: &[&str] = &["doors", "console", "rootless", "cluster"];
 
 /// The packages they stand in.
 const END_TO_END: &[&str] = &["keelson-etcd-tests", "keelson-kubernetes-tests"];
@@ -24,6 +24,9 @@ pub fn test(arguments: &[String]) -> Result<(), Failure> {
         return Err(Failure(format!("no suite {suite:?}; there are {}", SUITES.join(", "))));
     }
     setup::for_nodes()?;
+    if only.is_none_or(|suite| ["etcd", "kubernetes"].contains(&suite)) {
+        setup::for_tests();
+    }
     for suite in SUITES.iter().filter(|suite| only.is_none_or(|only| only == **suite)) {
         match *suite {
             "tidy" => tidy(&[])?,
@@ -67,6 +70,9 @@ fn end_to_end(name: &str, targets: &[&str]) -> Result<(), Failure> {
             .env("ETCD", folder.join("etcd"))
             .env("ETCDCTL", folder.join("etcdctl"))
             .env("ETCDUTL", folder.join("etcdutl"));
+    }
+    if let Some(kubectl) = setup::kubectl() {
+        command.env("KUBECTL", kubectl);
     }
     step(name, &mut command)
 }

@@ -40,6 +40,7 @@ pub async fn handle(
     let info = Info::read(request.method(), request.uri().path(), &query);
     let (labels, long) = labels(&server, &info, &query);
     let audit = audit_id(&request);
+    let head_only = request.method() == http::Method::HEAD;
     server.metrics.inflight.fetch_add(1, Ordering::Relaxed);
     let answer =
         AssertUnwindSafe(route(&server, peer, certificate.as_deref(), &info, &query, request)).catch_unwind();
@@ -64,7 +65,7 @@ pub async fn handle(
     if let Ok(value) = HeaderValue::from_str(&audit) {
         response.headers_mut().insert("audit-id", value);
     }
-    response
+    if head_only { respond::head_only(response) } else { response }
 }
 
 fn audit_id(request: &Request<Incoming>) -> String {

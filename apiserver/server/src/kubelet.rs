@@ -180,6 +180,8 @@ async fn refusal(response: Response<Incoming>) -> Status {
     match code {
         400 => Status::bad_request(words),
         404 => Status { code, reason: "NotFound", ..Status::bad_request(words) },
+        // A node that can't do it at all: its words are the whole answer.
+        501 => Status { code, reason: "", ..Status::bad_request(words) },
         _ => Status { code, ..Status::internal(words) },
     }
 }

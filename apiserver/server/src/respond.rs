@@ -6,7 +6,9 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY};
+use http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY,
+};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
@@ -85,6 +87,16 @@ pub fn status_as(status: &Status, encoding: Encoding) -> Response {
         response.headers_mut().insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     }
     response
+}
+
+/// The answer to HEAD: the same head, the length the body would have had, no body. HTTP/1 leaves a body out by itself,
+/// HTTP/2 would send it.
+pub fn head_only(response: Response) -> Response {
+    let (mut head, body) = response.into_parts();
+    if let Some(length) = http_body::Body::size_hint(&body).exact() {
+        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
+    http::Response::from_parts(head, full(Bytes::new()))
 }
 
 /// Adds `Warning` headers; texts that cannot be a header are left out.

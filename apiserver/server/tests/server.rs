@@ -318,3 +318,21 @@ async fn protobuf_is_answered_to_those_who_ask_for_it() {
     let list = admin.send("GET", MAPS, &only_metadata, String::new()).await;
     assert!(list.code == 200 && list.bytes.starts_with(protobuf::MAGIC));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn head_answers_as_get_does_without_a_body() {
+    let world = World::start().await;
+    for (path, code) in [
+        ("/console/", 200),
+        ("/console/console.js", 200),
+        ("/console/nope", 404),
+        ("/version", 200),
+        ("/readyz", 200),
+        ("/nope", 404),
+    ] {
+        let (head, get) = (world.admin.head(path).await, world.admin.get(path).await);
+        assert_eq!((head.code, head.text.as_str()), (code, ""), "HEAD {path}: {}", head.text);
+        assert_eq!(head.headers["content-type"], get.headers["content-type"], "{path}");
+        assert_eq!(head.headers["content-length"], get.text.len().to_string(), "{path}");
+    }
+}

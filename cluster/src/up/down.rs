@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
-use super::layout::{Layout, Node};
+use super::layout::{Kind, Layout, Node};
 use super::process::{all_with, ended, running, signal, stop_all};
 use super::progress::Progress;
 use super::{netns, preflight, runtime};
@@ -26,37 +26,18 @@ const REMOVAL: Duration = Duration::from_secs(40);
 
 pub async fn down(layout: &Layout, keep_data: bool) -> Result<()> {
     let progress = Progress::new();
-    if !preflight::is_root() {
+    if layout.kind == Kind::Real && !preflight::is_root() {
         bail!("removing namespaces and containers needs root: run this as root");
     }
     let nodes = layout.known_nodes();
-    let pids = |part: &str| -> Vec<u32> {
-        nodes.iter().filter_map(|node| running(&node.pid_file(part), &node.folder)).collect()
-    };
-    stop_all(&pids("agent"), PATIENCE);
-    let mut servers = pids("server");
-    servers.extend(running(&layout.data.join("lb.pid"), &layout.data));
-    // Without a quorum a server can't end gracefully: they end together.
-    let count = servers.len();
-    tokio::task::spawn_blocking(move || stop_all(&servers, PATIENCE)).await?;
-    progress.done(format!("agents stopped, {count} servers and balancers stopped"));
-
-    let removals = nodes.iter().filter(|node| node.socket.exists()).map(|node| async move {
-        tokio::time::timeout(REMOVAL, runtime::remove_pods(&node.socket)).await.ok()?.ok()
-    });
-    let removed: usize = futures::future::join_all(removals).await.into_iter().flatten().sum();
-    progress.done(format!("{removed} pods removed"));
-
-    stop_all(&pids("containerd"), PATIENCE);
-    let leftovers = Leftovers::find(layout, &nodes);
-    leftovers.kill();
-    unmount(&[&layout.data, &layout.run])?;
-    leftovers.remove_files();
-    netns::remove(&nodes)?;
-    nodes.iter().try_for_each(remove_cgroups)?;
-    remove_folder(&layout.run)?;
-    // The folder of all clusters goes with the last one.
-    let _ = layout.run.parent().map(fs::remove_dir);
+    stop_processes(layout, &nodes, &progress).await?;
+    if layout.kind == Kind::Real {
+        remove_nodes(layout, &nodes, &progress).await?;
+    } else {
+        let strays: Vec<u32> = all_with(&layout.data).into_iter().filter(|pid| is_a_part(*pid)).collect();
+        strays.iter().for_each(|pid| signal(*pid, Signal::SIGKILL));
+        ended(&strays, PATIENCE);
+    }
     if !keep_data {
         remove_data(layout, &nodes)?;
     }
@@ -64,6 +45,46 @@ pub async fn down(layout: &Layout, keep_data: bool) -> Result<()> {
         true => format!("down; the data stays in {}", layout.data.display()),
         false => "down; nothing is left".into(),
     });
+    Ok(())
+}
+
+/// Those that start others first.
+async fn stop_processes(layout: &Layout, nodes: &[Node], progress: &Progress) -> Result<()> {
+    let pids = |part: &str| -> Vec<u32> {
+        nodes.iter().filter_map(|node| running(&node.pid_file(part), &node.folder)).collect()
+    };
+    let mut agents = pids("agent");
+    agents.extend(running(&layout.simulated_pid(), &layout.data));
+    stop_all(&agents, PATIENCE);
+    let mut servers = pids("server");
+    servers.extend(running(&layout.data.join("lb.pid"), &layout.data));
+    // Without a quorum a server can't end gracefully: they end together.
+    let count = servers.len();
+    tokio::task::spawn_blocking(move || stop_all(&servers, PATIENCE)).await?;
+    progress.done(format!("agents stopped, {count} servers and balancers stopped"));
+    Ok(())
+}
+
+/// Pods, runtimes, and everything of them that the machine holds.
+async fn remove_nodes(layout: &Layout, nodes: &[Node], progress: &Progress) -> Result<()> {
+    let removals = nodes.iter().filter(|node| node.socket.exists()).map(|node| async move {
+        tokio::time::timeout(REMOVAL, runtime::remove_pods(&node.socket)).await.ok()?.ok()
+    });
+    let removed: usize = futures::future::join_all(removals).await.into_iter().flatten().sum();
+    progress.done(format!("{removed} pods removed"));
+
+    let runtimes: Vec<u32> =
+        nodes.iter().filter_map(|node| running(&node.pid_file("containerd"), &node.folder)).collect();
+    stop_all(&runtimes, PATIENCE);
+    let leftovers = Leftovers::find(layout, nodes);
+    leftovers.kill();
+    unmount(&[&layout.data, &layout.run])?;
+    leftovers.remove_files();
+    netns::remove(nodes)?;
+    nodes.iter().try_for_each(remove_cgroups)?;
+    remove_folder(&layout.run)?;
+    // The folder of all clusters goes with the last one.
+    let _ = layout.run.parent().map(fs::remove_dir);
     Ok(())
 }
 
@@ -226,7 +247,8 @@ fn remove_data(layout: &Layout, nodes: &[Node]) -> Result<()> {
     nodes.iter().try_for_each(|node| remove_folder(&node.folder))?;
     remove_folder(&layout.data.join("images"))?;
     remove_folder(&layout.data.join("volumes"))?;
-    for file in ["kubeconfig", "lb.pid", "lb.log", "resolv.conf", "lock"] {
+    remove_folder(&layout.simulated_folder())?;
+    for file in ["kubeconfig", "lb.pid", "lb.log", "simulated.pid", "simulated.log", "resolv.conf", "lock"] {
         let _ = fs::remove_file(layout.data.join(file));
     }
     let _ = fs::remove_dir(&layout.data);

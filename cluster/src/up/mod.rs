@@ -1,4 +1,5 @@
-//! A whole cluster on this one machine: a network namespace, a containerd, a server and an agent per node.
+//! A whole cluster on this one machine: a network namespace, a containerd, a server and an agent per node. Without root:
+//! the servers on loopback, and simulated nodes.
 //!
 //! `up` brings the machine to that state from whatever state it is in (so it also repairs), `status` looks, `down` removes
 //! every trace. Everything is found again through the data folder; nothing is remembered elsewhere.
@@ -12,6 +13,7 @@ mod preflight;
 mod process;
 mod progress;
 mod runtime;
+mod simulated;
 mod start;
 mod status;
 
@@ -26,22 +28,26 @@ use nix::fcntl::{Flock, FlockArg};
 
 #[cfg(test)]
 pub use demo::{console, demo};
-use layout::{Layout, MOST_NODES};
+use layout::{Kind, Layout, MOST_NODES};
 use progress::say;
 
 #[derive(Parser, Debug)]
 #[command(
     name = "keelson up",
     version,
-    about = "Starts (or repairs) a local cluster: real nodes, real containers"
+    about = "Starts (or repairs) a local cluster: real nodes, real containers; without root, simulated nodes"
 )]
 struct UpFlags {
-    /// Nodes; each is a server and an agent.
+    /// Nodes; each is a server and an agent. With simulated nodes: servers.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=i64::from(MOST_NODES)))]
     nodes: u8,
     /// Everything the cluster keeps: data, logs, kubeconfig.
     #[arg(long, default_value = ".keelson", env = "KEELSON_DATA")]
     data_dir: PathBuf,
+    /// So many simulated nodes in place of real ones, on which no container runs. Without root there are no others [default:
+    /// 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1000))]
+    simulated: Option<u16>,
     /// Without the demo workload.
     #[arg(long)]
     no_demo: bool,
@@ -87,9 +93,21 @@ struct BalanceFlags {
 
 pub fn up_main(args: Vec<String>) -> ExitCode {
     crate::program("keelson up", args, |flags: UpFlags| async move {
-        let layout = Layout::new(&flags.data_dir)?;
+        let root = preflight::is_root();
+        let wanted = if root && flags.simulated.is_none() { Kind::Real } else { Kind::Simulated };
+        let layout = Layout::new(&flags.data_dir, wanted)?;
+        let data = layout.data.display();
+        anyhow::ensure!(
+            layout.kind == Kind::Simulated || root,
+            "the cluster in {data} has real nodes: run this as root, or choose another --data-dir"
+        );
+        anyhow::ensure!(
+            layout.kind == wanted,
+            "the cluster in {data} has {} nodes: remove it with `keelson down` first, or choose another --data-dir",
+            if wanted == Kind::Real { "simulated" } else { "real" }
+        );
         let _lock = lock(&layout)?;
-        start::up(&layout, flags.nodes, !flags.no_demo).await
+        start::up(&layout, flags.nodes, flags.simulated, !flags.no_demo).await
     })
 }
 
@@ -99,7 +117,7 @@ pub fn down_main(args: Vec<String>) -> ExitCode {
             say(format!("nothing to do: {} is not there", flags.data_dir.display()));
             return Ok(());
         }
-        let layout = Layout::new(&flags.data_dir)?;
+        let layout = Layout::new(&flags.data_dir, Kind::Real)?;
         let lock = lock(&layout)?;
         let done = down::down(&layout, flags.keep_data).await;
         drop(lock);
@@ -115,7 +133,7 @@ pub fn status_main(args: Vec<String>) -> ExitCode {
             flags.data_dir.display(),
             flags.data_dir.display()
         );
-        status::status(&Layout::new(&flags.data_dir)?, flags.output == "json").await
+        status::status(&Layout::new(&flags.data_dir, Kind::Real)?, flags.output == "json").await
     })
 }
 

@@ -59,7 +59,7 @@ pub fn make_underlay() -> Result<()> {
 /// # Errors
 /// What the kernel refuses.
 pub fn make_node(node: &Node) -> Result<()> {
-    let Node { name, namespace, ip: address, .. } = node;
+    let Node { name, namespace: Some(namespace), ip: address, .. } = node else { return Ok(()) };
     add_namespace(namespace)?;
     if !there(&format!("-n {namespace} link show eth0")) {
         ip(&format!("link add ve-{name} netns {UNDERLAY} type veth peer name eth0 netns {namespace}"))?;
@@ -76,7 +76,7 @@ pub fn make_node(node: &Node) -> Result<()> {
 /// # Errors
 /// What the kernel refuses.
 pub fn remove(nodes: &[Node]) -> Result<()> {
-    let namespaces = nodes.iter().map(|node| node.namespace.as_str()).chain([UNDERLAY]);
+    let namespaces = nodes.iter().filter_map(|node| node.namespace.as_deref()).chain([UNDERLAY]);
     for name in namespaces {
         if std::path::Path::new("/run/netns").join(name).exists() {
             ip(&format!("netns del {name}"))?;

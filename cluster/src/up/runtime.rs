@@ -55,7 +55,7 @@ pub async fn start(node: &Node) -> Result<bool> {
         Background {
             program: "containerd".into(),
             args: vec!["-c".into(), config.display().to_string()],
-            namespace: Some(&node.namespace),
+            namespace: node.namespace.as_deref(),
             pid_file: node.pid_file("containerd"),
             log_file: node.log_file("containerd"),
         }

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::demo;
 use super::image::{self, DEMO, PAUSE};
-use super::layout::{API, LOAD_BALANCER_POOL, Layout, Node};
+use super::layout::{API, Kind, LOAD_BALANCER_POOL, Layout, Node};
 use super::preflight;
 use super::process::{Background, running};
 use super::progress::{Progress, say};
@@ -27,13 +27,18 @@ use crate::pki::{Authorities, Subject, issue, kubeconfig, private_file};
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// Longest wait for one condition; far more than a healthy machine takes.
-const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 /// Life of the token in the console's link.
 const CONSOLE_SECONDS: u32 = 8 * 3600;
 
-pub async fn up(layout: &Layout, count: u8, with_demo: bool) -> Result<()> {
+pub async fn up(layout: &Layout, count: u8, simulated: Option<u16>, with_demo: bool) -> Result<()> {
     let progress = Progress::new();
-    let work = build(layout, count, with_demo, &progress);
+    let work = async {
+        match layout.kind {
+            Kind::Real => build(layout, count, with_demo, &progress).await,
+            Kind::Simulated => super::simulated::build(layout, count, simulated, with_demo, &progress).await,
+        }
+    };
     tokio::select! {
         done = work => done,
         _ = tokio::signal::ctrl_c() => {
@@ -44,9 +49,6 @@ pub async fn up(layout: &Layout, count: u8, with_demo: bool) -> Result<()> {
 }
 
 async fn build(layout: &Layout, count: u8, with_demo: bool, progress: &Progress) -> Result<()> {
-    if !preflight::is_root() {
-        return control_plane_only();
-    }
     preflight::check()?;
     let nodes: Vec<Node> = (1..=count).map(|index| layout.node(index)).collect();
     let known = layout.known_nodes().len();
@@ -97,14 +99,6 @@ async fn build(layout: &Layout, count: u8, with_demo: bool, progress: &Progress)
     Ok(())
 }
 
-/// Without root there are no namespaces and no containers, so there is no node to run a pod on.
-fn control_plane_only() -> Result<()> {
-    bail!(
-        "containers and network namespaces need root: run this as root. Without root a control plane alone runs: \
-         keelson server --data-dir DIR --node-ip 127.0.0.1 --cluster-init (then KUBECONFIG=DIR/server/admin.kubeconfig)"
-    )
-}
-
 fn write_images(layout: &Layout) -> Result<Vec<PathBuf>> {
     let folder = layout.data.join("images");
     fs::create_dir_all(&folder)?;
@@ -138,7 +132,7 @@ async fn start_runtimes(nodes: &[Node], archives: &[PathBuf], progress: &Progres
     Ok(())
 }
 
-fn program() -> Result<PathBuf> {
+pub fn program() -> Result<PathBuf> {
     std::env::current_exe().context("find this program's file")
 }
 
@@ -152,7 +146,12 @@ fn server_args(layout: &Layout, node: &Node, join: Option<(&Node, &Path)>) -> Ve
         "--node-ip".into(),
         node.ip.to_string(),
     ];
+    if layout.kind == Kind::Simulated {
+        // All servers share this machine's ports.
+        args.extend(["--bind-address".into(), node.ip.to_string()]);
+    }
     match join {
+        None if layout.kind == Kind::Simulated => args.push("--cluster-init".into()),
         None => args.extend(
             [
                 "--cluster-init",
@@ -180,7 +179,7 @@ fn start_server(layout: &Layout, node: &Node, join: Option<(&Node, &Path)>) -> R
     Background {
         program: program()?,
         args: server_args(layout, node, join),
-        namespace: Some(&node.namespace),
+        namespace: node.namespace.as_deref(),
         pid_file: node.pid_file("server"),
         log_file: node.log_file("server"),
     }
@@ -189,7 +188,7 @@ fn start_server(layout: &Layout, node: &Node, join: Option<(&Node, &Path)>) -> R
 }
 
 /// A server that has founded or joined finds the others itself; only newcomers need one that runs already.
-async fn start_servers(layout: &Layout, nodes: &[Node], progress: &Progress) -> Result<()> {
+pub async fn start_servers(layout: &Layout, nodes: &[Node], progress: &Progress) -> Result<()> {
     let settled = |node: &Node| node.server_data().join("state.json").exists();
     let Some(first) = nodes.first() else { return Ok(()) };
     let mut started = 0;
@@ -231,7 +230,7 @@ async fn server_ready(node: &Node) -> Result<bool> {
 }
 
 /// The admin's kubeconfig for this machine, made once, and a client that needs the first server only.
-async fn admin(layout: &Layout, nodes: &[Node]) -> Result<Client> {
+pub async fn admin(layout: &Layout, nodes: &[Node]) -> Result<Client> {
     let first = nodes.first().context("no nodes")?;
     let authorities =
         Authorities::load(&first.server_data().join("pki"))?.context("the first server has no keys")?;
@@ -247,7 +246,7 @@ async fn admin(layout: &Layout, nodes: &[Node]) -> Result<Client> {
     from_kubeconfig(&text).await
 }
 
-fn start_balancer(layout: &Layout, nodes: &[Node]) -> Result<bool> {
+pub fn start_balancer(layout: &Layout, nodes: &[Node]) -> Result<bool> {
     let pid_file = layout.data.join("lb.pid");
     if running(&pid_file, &layout.data).is_some() {
         return Ok(false);
@@ -301,7 +300,7 @@ fn start_agents(layout: &Layout, nodes: &[Node]) -> Result<Vec<String>> {
         Background {
             program: program()?,
             args: std::iter::once("agent".to_owned()).chain(args).collect(),
-            namespace: Some(&node.namespace),
+            namespace: node.namespace.as_deref(),
             pid_file: node.pid_file("agent"),
             log_file: node.log_file("agent"),
         }
@@ -312,7 +311,7 @@ fn start_agents(layout: &Layout, nodes: &[Node]) -> Result<Vec<String>> {
 }
 
 /// Waits for a condition; an error that lasts, or the end of patience, ends the wait with where to look.
-async fn until<R: Future<Output = Result<bool>>>(
+pub async fn until<R: Future<Output = Result<bool>>>(
     what: &str,
     layout: &Layout,
     look: impl Fn() -> R,
@@ -344,7 +343,7 @@ fn is_true(object: &Value, condition: &str) -> bool {
     conditions.into_iter().flatten().any(|found| found["type"] == condition && found["status"] == "True")
 }
 
-async fn nodes_ready(client: &Client, expected: &[&str]) -> Result<bool> {
+pub async fn nodes_ready(client: &Client, expected: &[&str]) -> Result<bool> {
     let nodes = get(client, "/api/v1/nodes").await?;
     let items = nodes["items"].as_array().map_or(&[][..], Vec::as_slice);
     Ok(expected
@@ -353,7 +352,7 @@ async fn nodes_ready(client: &Client, expected: &[&str]) -> Result<bool> {
 }
 
 /// Whether each of the nodes renewed its lease since.
-async fn heard_of(client: &Client, names: &[&str], since: jiff::Timestamp) -> Result<bool> {
+pub async fn heard_of(client: &Client, names: &[&str], since: jiff::Timestamp) -> Result<bool> {
     let leases = get(client, "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases").await?;
     let items = leases["items"].as_array().map_or(&[][..], Vec::as_slice);
     let renewed = |name: &str| {
@@ -363,13 +362,13 @@ async fn heard_of(client: &Client, names: &[&str], since: jiff::Timestamp) -> Re
     Ok(names.iter().all(|name| renewed(name).is_some_and(|renewed| renewed >= since)))
 }
 
-async fn demo_ready(client: &Client, wanted: usize) -> Result<bool> {
+pub async fn demo_ready(client: &Client, wanted: usize) -> Result<bool> {
     let pods = get(client, "/api/v1/namespaces/default/pods?labelSelector=app%3Ddemo").await?;
     let ready = pods["items"].as_array().into_iter().flatten().filter(|pod| is_true(pod, "Ready")).count();
     Ok(ready >= wanted)
 }
 
-async fn console_link(client: &Client) -> Result<String> {
+pub async fn console_link(client: &Client) -> Result<String> {
     create_missing(client, &demo::console()).await?;
     let ask = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": CONSOLE_SECONDS},

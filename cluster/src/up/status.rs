@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use http::Request;
 use serde_json::{Value, json};
 
-use super::layout::Layout;
+use super::layout::{Kind, Layout};
 use super::process::running;
 use super::progress::say;
 use crate::client::from_kubeconfig;
@@ -20,11 +20,13 @@ pub async fn status(layout: &Layout, machine: bool) -> Result<()> {
         Ok(Err(error)) => (Err(error), Value::Null),
         Err(_) => (Err(anyhow::anyhow!("the API does not answer within {PATIENCE:?}")), Value::Null),
     };
+    let balancer = running(&layout.data.join("lb.pid"), &layout.data).is_some();
+    if layout.kind == Kind::Simulated {
+        return simulated(layout, nodes, &leader, balancer, machine);
+    }
     let ready = |name: &str| {
         let items = nodes.as_ref().ok().and_then(|nodes| nodes["items"].as_array());
-        let node = items.into_iter().flatten().find(|node| node["metadata"]["name"] == name);
-        let conditions = node.and_then(|node| node.pointer("/status/conditions")?.as_array());
-        conditions.into_iter().flatten().any(|found| found["type"] == "Ready" && found["status"] == "True")
+        items.into_iter().flatten().any(|node| node["metadata"]["name"] == name && is_ready(node))
     };
     let rows: Vec<Value> = layout
         .known_nodes()
@@ -37,12 +39,10 @@ pub async fn status(layout: &Layout, machine: bool) -> Result<()> {
             })
         })
         .collect();
-    let balancer = running(&layout.data.join("lb.pid"), &layout.data).is_some();
     if machine {
         say(format!("{}", json!({"nodes": rows, "leader": leader, "loadBalancer": balancer})));
         return Ok(());
     }
-    let word = |value: &Value| if value == true { "yes" } else { "no" };
     say(format!("{:6}{:14}{:8}{:8}{:12}READY", "NODE", "ADDRESS", "SERVER", "AGENT", "CONTAINERD"));
     for row in &rows {
         say(format!(
@@ -55,11 +55,59 @@ pub async fn status(layout: &Layout, machine: bool) -> Result<()> {
             word(&row["ready"])
         ));
     }
+    rest(nodes.err(), &leader, balancer);
+    Ok(())
+}
+
+fn word(value: &Value) -> &'static str {
+    if value == true { "yes" } else { "no" }
+}
+
+fn is_ready(node: &Value) -> bool {
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|found| found["type"] == "Ready" && found["status"] == "True")
+}
+
+fn rest(error: Option<anyhow::Error>, leader: &Value, balancer: bool) {
     say(format!("store leader: {}", leader.as_str().unwrap_or("unknown")));
     say(format!("local load balancer: {}", if balancer { "runs" } else { "does not run" }));
-    if let Err(error) = nodes {
+    if let Some(error) = error {
         say(format!("API: {error:#}"));
     }
+}
+
+/// A cluster without root: servers, and how many of the simulated nodes are Ready.
+fn simulated(
+    layout: &Layout,
+    nodes: Result<Value>,
+    leader: &Value,
+    balancer: bool,
+    machine: bool,
+) -> Result<()> {
+    let servers = layout.known_nodes().into_iter().map(|node| {
+        let runs = running(&node.pid_file("server"), &node.folder).is_some();
+        json!({"name": node.name, "address": node.ip, "server": runs})
+    });
+    let servers: Vec<Value> = servers.collect();
+    let items = nodes.as_ref().ok().and_then(|nodes| nodes["items"].as_array());
+    let ready = items.into_iter().flatten().filter(|node| is_ready(node)).count();
+    let runs = running(&layout.simulated_pid(), &layout.data).is_some();
+    let (count, state) = (super::simulated::known(layout), if runs { "runs" } else { "does not run" });
+    if machine {
+        let simulated = json!({"nodes": count, "ready": ready, "process": runs});
+        let all = json!({
+            "servers": servers, "simulated": simulated, "leader": leader, "loadBalancer": balancer,
+        });
+        say(all.to_string());
+        return Ok(());
+    }
+    say(format!("{:8}{:14}RUNS", "SERVER", "ADDRESS"));
+    for row in &servers {
+        let text = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
+        say(format!("{:8}{:14}{}", text("name"), text("address"), word(&row["server"])));
+    }
+    say(format!("simulated nodes (no containers): {ready} of {count} Ready, their process {state}"));
+    rest(nodes.err(), leader, balancer);
     Ok(())
 }
 

@@ -33,8 +33,9 @@ const IMAGES_SHOWN: usize = 50;
 /// Registers, then keeps the Node's status fresh. Never returns.
 pub async fn report(node: Arc<Node>, client: kube::Client) {
     let api: Api<NodeObject> = Api::all(client);
+    let name = node.config.node_name.as_str();
     if node.config.register_node {
-        register(&node, &api).await;
+        register(name, &object(&node), &api).await;
     }
     let mut last: Option<(NodeStatus, Instant)> = None;
     let mut conditions: BTreeMap<String, (String, Timestamp)> = BTreeMap::new();
@@ -43,12 +44,12 @@ pub async fn report(node: Arc<Node>, client: kube::Client) {
         let status = status(&node, &mut conditions, now).await;
         let quiet =
             last.as_ref().is_some_and(|(shown, at)| same(shown, &status) && at.elapsed() < REPORT_ANYWAY);
-        if !quiet {
-            match publish(&node, &api, &status).await {
+        if !quiet || !shows(&api, name, &status).await {
+            match publish(name, &api, &status).await {
                 Ok(()) => last = Some((status, Instant::now())),
                 Err(kube::Error::Api(e)) if e.code == 404 && node.config.register_node => {
                     last = None;
-                    register(&node, &api).await;
+                    register(name, &object(&node), &api).await;
                     continue;
                 }
                 Err(e) => warn!(error = %e, "node status not published, will be retried"),
@@ -58,6 +59,18 @@ pub async fn report(node: Arc<Node>, client: kube::Client) {
         let ready = last.as_ref().is_some_and(|(s, _)| is_ready(s));
         tokio::time::sleep(if ready { node.config.status_period } else { Duration::from_secs(1) }).await;
     }
+}
+
+/// Whether the API shows these conditions: it may have been told `Unknown` while this node could not be heard, or have
+/// lost the Node. When it does not answer, there is nothing to correct yet.
+async fn shows(api: &Api<NodeObject>, name: &str, status: &NodeStatus) -> bool {
+    let found = match api.get_opt(name).await {
+        Ok(Some(found)) => found.status.and_then(|status| status.conditions).unwrap_or_default(),
+        Ok(None) => return false,
+        Err(_) => return true,
+    };
+    let own = status.conditions.as_deref().unwrap_or_default();
+    own.iter().all(|own| found.iter().any(|c| c.type_ == own.type_ && c.status == own.status))
 }
 
 fn is_ready(status: &NodeStatus) -> bool {
@@ -76,17 +89,17 @@ fn same(a: &NodeStatus, b: &NodeStatus) -> bool {
     bare(a) == bare(b)
 }
 
-async fn register(node: &Node, api: &Api<NodeObject>) {
-    let object = object(node);
+/// Creates the Node, or brings the labels of the one that is there up to date. Tries until it is done.
+pub async fn register(name: &str, object: &NodeObject, api: &Api<NodeObject>) {
     loop {
-        match api.create(&PostParams::default(), &object).await {
+        match api.create(&PostParams::default(), object).await {
             Ok(_) => {
-                info!(node = node.config.node_name, "node registered");
+                info!(node = name, "node registered");
                 return;
             }
             Err(kube::Error::Api(e)) if e.code == 409 => {
                 let patch = json!({"metadata": {"labels": object.metadata.labels}});
-                match api.patch(&node.config.node_name, &PatchParams::default(), &Patch::Merge(patch)).await {
+                match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
                     Ok(_) => return,
                     Err(e) => warn!(error = %e, "cannot bring the node's labels up to date"),
                 }
@@ -97,7 +110,8 @@ async fn register(node: &Node, api: &Api<NodeObject>) {
     }
 }
 
-fn arch() -> &'static str {
+/// The machine's architecture as Go spells it.
+pub fn arch() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -140,11 +154,10 @@ fn object(node: &Node) -> NodeObject {
     }
 }
 
-async fn publish(node: &Node, api: &Api<NodeObject>, status: &NodeStatus) -> Result<(), kube::Error> {
+/// Writes a Node's status.
+pub async fn publish(name: &str, api: &Api<NodeObject>, status: &NodeStatus) -> Result<(), kube::Error> {
     let patch = json!({"status": status});
-    api.patch_status(&node.config.node_name, &PatchParams::default(), &Patch::Strategic(patch))
-        .await
-        .map(|_| ())
+    api.patch_status(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(|_| ())
 }
 
 async fn status(node: &Node, seen: &mut BTreeMap<String, (String, Timestamp)>, now: Timestamp) -> NodeStatus {
@@ -288,8 +301,7 @@ fn info_of(node: &Node) -> NodeSystemInfo {
 }
 
 /// Renews the node's lease. Never returns; a failed renewal is tried again at once, then with the period.
-pub async fn lease(node: Arc<Node>, client: kube::Client) {
-    let name = node.config.node_name.clone();
+pub async fn lease(name: String, client: kube::Client) {
     let leases: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
     let nodes: Api<NodeObject> = Api::all(client);
     let mut tick = tokio::time::interval(RENEW);

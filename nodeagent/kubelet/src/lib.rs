@@ -1,7 +1,7 @@
 //! The kubelet: runs this node's pods through a container runtime and serves their logs and streams.
 //!
 //! Decisions are made in `keelson-nodeagent-core`; here they meet the world. Start with `agent` (which pods), `worker` (one
-//! pod's loop) and `execute` (one action). Knows nothing of the store or the scheduler.
+//! pod's loop) and `execute` (one action); `simulated` is a node without any of it. Knows nothing of the store or the scheduler.
 
 pub mod agent;
 pub mod cgroups;
@@ -19,6 +19,7 @@ mod objects;
 mod publish;
 mod sandboxes;
 pub mod server;
+mod simulated;
 pub mod source;
 mod start;
 mod stats;
@@ -29,4 +30,6 @@ mod worker;
 
 pub use config::Config;
 pub use flags::main;
+pub use keelson_nodeagent_core::pod::admission::Room;
+pub use simulated::{Simulation, simulate};
 pub use start::run;

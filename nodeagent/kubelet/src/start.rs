@@ -63,7 +63,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let mut sources: Vec<Box<dyn PodSource>> = Vec::new();
     if let Some(client) = client {
         tasks.spawn(heartbeat::report(node.clone(), client.clone()));
-        tasks.spawn(heartbeat::lease(node.clone(), client.clone()));
+        tasks.spawn(heartbeat::lease(node.config.node_name.clone(), client.clone()));
         let node_name = node.config.node_name.clone();
         sources.push(Box::new(FromApi { client, node_name }));
     }

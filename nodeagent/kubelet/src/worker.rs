@@ -23,6 +23,9 @@ use crate::context::{Node, PodView};
 use crate::execute::{Situation, execute};
 use crate::{publish, volumes};
 
+/// How long the API may show something else than was published: it may only be seen late.
+const DISPUTE: Duration = Duration::from_secs(2);
+
 /// What the agent wants of a pod's worker.
 #[derive(Clone)]
 pub struct Desired {
@@ -79,6 +82,8 @@ struct Worker {
     ending: CancellationToken,
     shown: Option<PodStatus>,
     published: Option<PodStatus>,
+    /// Since when the API shows something else than was published.
+    disputed: Option<tokio::time::Instant>,
     publishing: JoinSet<(PodStatus, Result<(), String>)>,
     publish_again: Option<tokio::time::Instant>,
     refresh_at: tokio::time::Instant,
@@ -102,6 +107,7 @@ impl Worker {
             ending: CancellationToken::new(),
             shown: None,
             published: None,
+            disputed: None,
             publishing: JoinSet::new(),
             publish_again: None,
             backing_off: std::collections::BTreeMap::new(),
@@ -205,19 +211,14 @@ impl Worker {
         if !(self.memory.released && erasing) {
             let facts = self.node.node_facts();
             // Transition times come from what was shown last, else from the API.
-            let mut pod = (*desired.pod).clone();
-            if let Some(shown) = &self.shown {
-                let foreign = foreign_conditions(pod.status.as_ref(), shown);
-                let mut status = shown.clone();
-                status.conditions.get_or_insert_default().extend(foreign);
-                pod.status = Some(status);
-            }
+            let mut pod = status::with_shown(&desired.pod, self.shown.as_ref());
             let status = status::pod_status(&pod, &self.memory, &self.observed, &facts, now);
             self.events_of(&pod, &status);
             pod.status = Some(status.clone());
             self.node.put_view(&self.uid, PodView { pod: Arc::new(pod), observed: self.observed.clone() });
             self.shown = Some(status);
         }
+        self.compare(&desired.pod);
         let due = self.publish_again.is_none_or(|at| at <= tokio::time::Instant::now());
         let reportable = !desired.removed && self.publishing.is_empty() && due;
         let (Some(client), true) = (self.node.config.client.clone(), reportable) else { return };
@@ -231,6 +232,21 @@ impl Worker {
             };
             (status, result)
         });
+    }
+
+    /// Publishes again what the API does not show for a while: somebody else wrote, such as the node lifecycle controller
+    /// while this node could not be heard.
+    fn compare(&mut self, pod: &Pod) {
+        let told = self.published.as_ref().filter(|_| self.publishing.is_empty() && !naming::is_static(pod));
+        let disputed =
+            told.zip(pod.status.as_ref()).is_some_and(|(told, api)| status::contradicts(api, told));
+        let now = tokio::time::Instant::now();
+        if !disputed {
+            self.disputed = None;
+        } else if *self.disputed.get_or_insert(now) + DISPUTE <= now {
+            self.disputed = None;
+            self.published = None;
+        }
     }
 
     /// Says once per container that it is backing off.
@@ -267,7 +283,7 @@ impl Worker {
         let until = wake.map(|at| at.duration_since(now).max(jiff::SignedDuration::ZERO).unsigned_abs());
         let until = until.map_or(Duration::from_secs(60), |d| d.min(Duration::from_secs(60)));
         let mut deadline = tokio::time::Instant::now() + until;
-        if let Some(again) = self.publish_again {
+        for again in self.publish_again.into_iter().chain(self.disputed.map(|since| since + DISPUTE)) {
             deadline = deadline.min(again.max(tokio::time::Instant::now()));
         }
         let refreshes = self.memory.prepared == Prepared::Ready && self.memory.ending.is_none();
@@ -339,14 +355,4 @@ impl Worker {
             }
         });
     }
-}
-
-/// Conditions others wrote since.
-fn foreign_conditions(
-    api: Option<&PodStatus>,
-    shown: &PodStatus,
-) -> Vec<k8s_openapi::api::core::v1::PodCondition> {
-    let own = shown.conditions.as_deref().unwrap_or_default();
-    let all = api.and_then(|s| s.conditions.clone()).unwrap_or_default();
-    all.into_iter().filter(|c| !own.iter().any(|o| o.type_ == c.type_)).collect()
 }

@@ -57,6 +57,8 @@ pub struct PeerTransport {
     cluster_id: u64,
     pub(crate) tls: Option<Arc<rustls::ClientConfig>>,
     connections: Mutex<BTreeMap<u64, Sender>>,
+    /// Where members are by now: Raft's clients know only where they were when the client was made.
+    addresses: Mutex<BTreeMap<u64, Vec<String>>>,
     /// Bytes sent and received.
     pub traffic: Traffic,
     /// Who answers us.
@@ -127,9 +129,21 @@ impl PeerTransport {
             cluster_id,
             tls,
             connections: Mutex::default(),
+            addresses: Mutex::default(),
             traffic: Traffic::default(),
             contacts: Contacts::default(),
         }
+    }
+
+    /// Takes in the members' peer URLs; the connection to one that moved is given up.
+    pub fn learn(&self, members: Vec<(u64, Vec<String>)>) {
+        let mut addresses = self.addresses.lock().expect("no panic while locked");
+        for (id, urls) in &members {
+            if addresses.get(id).is_some_and(|known| known != urls) {
+                self.connections.lock().expect("no panic while locked").remove(id);
+            }
+        }
+        *addresses = members.into_iter().collect();
     }
 
     async fn connection(&self, target: u64, node: &Node) -> Result<Sender, TransportError> {
@@ -137,8 +151,9 @@ impl PeerTransport {
         if let Some(sender) = open.filter(|sender| !sender.is_closed()) {
             return Ok(sender);
         }
+        let known = self.addresses.lock().expect("no panic while locked").get(&target).cloned();
         let mut last = format!("member {target:x} has no peer URL");
-        for url in &node.peer_urls {
+        for url in known.as_ref().unwrap_or(&node.peer_urls) {
             match connect(url, self.tls.as_ref()).await {
                 Ok(sender) => {
                     self.connections.lock().expect("no panic while locked").insert(target, sender.clone());

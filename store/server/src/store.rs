@@ -397,6 +397,7 @@ impl Opened {
         until(&background, Box::pin(async move { hub.drive().await }));
         until(&background, Box::pin(scrub::run(self.replica.clone(), self.compacted.clone(), scrubbed)));
         until(&background, Box::pin(watch_leader(self.replica.clone(), self.metrics.clone())));
+        until(&background, Box::pin(watch_addresses(self.replica.clone())));
         until(&background, Box::pin(watchdog(handle.clone(), failed.clone(), stop.clone())));
         until(&background, Box::pin(quota::run(handle.clone())));
         let interval = handle.config().compact_hash_check_time;
@@ -452,6 +453,26 @@ async fn publish(handle: Handle, ready: watch::Sender<bool>) {
     ready.send_replace(true);
     // The receiver side lives as long as the store.
     ready.closed().await;
+}
+
+/// Keeps the transport's peer URLs those of the members.
+async fn watch_addresses(replica: Arc<Member>) {
+    let mut server = replica.raft.server_metrics();
+    let mut known = Vec::new();
+    loop {
+        let members: Vec<(u64, Vec<String>)> = {
+            let now = server.borrow_watched();
+            let nodes = now.membership_config.membership().nodes();
+            nodes.map(|(id, node)| (*id, node.peer_urls.clone())).collect()
+        };
+        if members != known {
+            known.clone_from(&members);
+            replica.transport.learn(members);
+        }
+        if server.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Counts and logs changes of leadership.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use keelson_etcd_tests::{Cluster, Process, etcdctl, eventually, get, prefix, put, value};
+use keelson_etcd_tests::{Cluster, Process, etcdctl, eventually, free_port, get, prefix, put, value};
 use keelson_store_proto::client::{Etcd, Remote};
 use keelson_store_proto::etcdserverpb as pb;
 use keelson_store_proto::etcdserverpb::cluster_client::ClusterClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::Code;
 
 fn binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_member"))
@@ -170,6 +171,67 @@ async fn a_member_is_added_catches_up_by_snapshot_votes_and_is_replaced_after_lo
     rest.put(put("after", "v")).await.expect("written by the two that are left");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_moves_to_another_peer_address_by_member_update() {
+    let mut cluster = Cluster::start(binary(), 3, &[]).await;
+    let mut client = ClusterClient::connect(cluster.members[0].client.clone()).await.expect("connected");
+    let moved = member_by_name(&cluster.members[0].client, "m3").await;
+    let update = |id: u64, urls: &[&str]| pb::MemberUpdateRequest {
+        id,
+        peer_ur_ls: urls.iter().map(|url| (*url).to_owned()).collect(),
+    };
+    // What can't be is refused, in etcd's words, and changes nothing.
+    let taken = cluster.members[0].peer.clone();
+    for (id, urls, code, message) in [
+        (moved, &[][..], Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
+        (moved, &["nonsense"], Code::InvalidArgument, "etcdserver: given member URLs are invalid"),
+        (moved, &[taken.as_str()], Code::FailedPrecondition, "etcdserver: Peer URLs already exists"),
+        (1, &["http://127.0.0.1:1"], Code::NotFound, "etcdserver: member not found"),
+    ] {
+        let refused = client.member_update(update(id, urls)).await.expect_err("refused");
+        assert_eq!((refused.code(), refused.message()), (code, message), "{urls:?}");
+    }
+    assert_eq!(peer_urls(&cluster, 1, moved).await, [cluster.members[2].peer.clone()]);
+    // It stops, its address is changed, others write without it; where it now listens they find it again.
+    cluster.members[2].terminate();
+    let port = free_port();
+    cluster.members[2].peer = format!("http://127.0.0.1:{port}");
+    let new = cluster.members[2].peer.clone();
+    let answer = client.member_update(update(moved, &[&new])).await.expect("updated").into_inner();
+    let shown = answer.members.iter().find(|member| member.id == moved).expect("it is still a member");
+    assert_eq!((shown.peer_ur_ls.as_slice(), shown.name.as_str()), (&[new.clone()][..], "m3"));
+    assert_eq!(answer.members.len(), 3);
+    let rest = Remote::connect(&cluster.endpoints()[..2], None).await.expect("good URLs");
+    rest.put(put("while-away", "v")).await.expect("written by two");
+    let initial = cluster.initial();
+    cluster.members[2].start(&initial, "existing", &[]);
+    cluster.members[2].ready(2).await;
+    for i in 0..3 {
+        assert_eq!(peer_urls(&cluster, i, moved).await, [new.clone()], "as member {i} shows it");
+    }
+    let itself = cluster.members[2].connect().await;
+    let own = pb::RangeRequest { serializable: true, ..get("while-away") };
+    eventually("the moved member has what it missed", || async {
+        (itself.range(own.clone()).await.ok()?.count == 1).then_some(())
+    })
+    .await;
+    // Its vote counts from there: another member may go.
+    cluster.members[0].kill();
+    let rest = Remote::connect(&cluster.endpoints()[1..], None).await.expect("good URLs");
+    eventually("a write by the moved member and one other", || async {
+        rest.put(put("after", "v")).await.ok()
+    })
+    .await;
+}
+
+/// A member's peer URLs as the cluster's i-th member shows them.
+async fn peer_urls(cluster: &Cluster, i: usize, id: u64) -> Vec<String> {
+    let client = cluster.members[i].connect().await;
+    let members =
+        client.member_list(pb::MemberListRequest { linearizable: true }).await.expect("listed").members;
+    members.into_iter().find(|member| member.id == id).expect("a member").peer_ur_ls
+}
+
 async fn add(endpoint: &str, peer: &str) {
     let mut client = ClusterClient::connect(endpoint.to_owned()).await.expect("connected");
     let request = pb::MemberAddRequest { peer_ur_ls: vec![peer.to_owned()], is_learner: false };
@@ -289,7 +351,12 @@ async fn etcdctl_drives_a_cluster() {
     assert!(run(&["lease", "timetolive", &id, "--keys"]).contains("[leased]"));
     run(&["lease", "revoke", &id]);
     assert_eq!(run(&["get", "leased"]), "");
-    assert_eq!(run(&["member", "list"]).lines().count(), 3);
+    let members = run(&["member", "list"]);
+    assert_eq!(members.lines().count(), 3);
+    let id = members.split(',').next().expect("an id").to_owned();
+    let own = members.split(", ").nth(3).expect("peer URLs").to_owned();
+    let updated = run(&["member", "update", &id, &format!("--peer-urls={own}")]);
+    assert!(updated.starts_with(&format!("Member {id} updated in cluster")), "{updated}");
     assert_eq!(run(&["endpoint", "status"]).lines().count(), 3);
     run(&["endpoint", "health"]);
     assert_eq!(run(&["del", "a", "--prev-kv"]), "1\na\n2\n");

@@ -25,6 +25,7 @@ fn three_node_cluster() {
         ("up_twice_is_harmless", up_twice_is_harmless),
         ("kubectl_reads", kubectl_reads),
         ("kubectl_writes", kubectl_writes),
+        ("server_side_apply", server_side_apply),
         ("kubectl_streams", kubectl_streams),
         ("rollout_and_undo", rollout_and_undo),
         ("services_answer_on_every_node", services_answer_on_every_node),

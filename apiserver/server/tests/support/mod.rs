@@ -199,6 +199,24 @@ impl Client {
             .expect("an answer")
     }
 
+    /// HEAD over HTTP/2; panics when the server sends a body along, which HTTP/2 would deliver.
+    pub async fn head(&self, path: &str) -> Answer {
+        let stream = TcpStream::connect(self.address).await.expect("connect");
+        let name = ServerName::try_from("127.0.0.1").expect("name");
+        let stream = self.tls.connect(name, stream).await.expect("TLS");
+        let executor = hyper_util::rt::TokioExecutor::new();
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        let request = Request::head(format!("https://127.0.0.1{path}"));
+        let request = request.body(Full::new(Bytes::new())).expect("request");
+        let answer = tokio::time::timeout(PATIENCE, sender.send_request(request)).await;
+        let (head, body) = answer.expect("an answer in time").expect("an answer").into_parts();
+        let bytes = body.collect().await.expect("no frame that HTTP/2 forbids after HEAD").to_bytes();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        Answer { code: head.status.as_u16(), headers: head.headers, text, bytes }
+    }
+
     async fn whole(&self, method: Method, path: &str, content_type: &str, body: String) -> Answer {
         let (head, body) = self.open(method, path, content_type, body).await.into_parts();
         let bytes = tokio::time::timeout(PATIENCE, body.collect())

@@ -49,6 +49,30 @@ pub fn pod_status(
     Maker { pod, memory, observed, facts, now }.make()
 }
 
+/// The pod with the status shown last, which the API may not have yet; conditions that others wrote since are kept.
+/// Transition times of the next status come from it.
+pub fn with_shown(pod: &Pod, shown: Option<&PodStatus>) -> Pod {
+    let mut pod = pod.clone();
+    let Some(shown) = shown else { return pod };
+    let own = shown.conditions.as_deref().unwrap_or_default();
+    let known = pod.status.take().and_then(|status| status.conditions).unwrap_or_default();
+    let foreign = known.into_iter().filter(|c| !own.iter().any(|o| o.type_ == c.type_));
+    let mut status = shown.clone();
+    status.conditions.get_or_insert_default().extend(foreign);
+    pod.status = Some(status);
+    pod
+}
+
+/// Whether the API shows something else than what it was told: somebody (the node lifecycle controller, after a silence)
+/// wrote since, or what is seen of the API is older than what it was told. Told again, both end well.
+pub fn contradicts(api: &PodStatus, told: &PodStatus) -> bool {
+    let shown = api.conditions.as_deref().unwrap_or_default();
+    let other = |own: &PodCondition| {
+        shown.iter().find(|c| c.type_ == own.type_).is_none_or(|c| c.status != own.status)
+    };
+    api.phase != told.phase || told.conditions.iter().flatten().any(other)
+}
+
 /// What the pod is waiting for, in one line, from its status; `None` when it runs or is over.
 pub fn waiting_reason(status: &PodStatus) -> Option<String> {
     let all = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
