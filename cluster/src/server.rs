@@ -280,6 +280,9 @@ fn store_config(
         key_file: pki.join("store-member.key"),
         trusted_ca_file: Some(pki.join("store-ca.crt")),
         client_cert_auth: true,
+        // A node reaches its peers from any of its addresses.
+        skip_client_san_verify: true,
+        ..TlsConfig::default()
     };
     let client_url = format!("https://{}:2379", state.local());
     Ok(keelson_store_server::Config {

@@ -29,6 +29,68 @@ pub struct TlsConfig {
     pub trusted_ca_file: Option<PathBuf>,
     /// Refuse whoever shows no certificate of these authorities.
     pub client_cert_auth: bool,
+    /// Certificate and key shown when we are the client; the pair above when absent. PEM.
+    pub dial: Option<(PathBuf, PathBuf)>,
+    /// Serial numbers in this list are refused after the handshake; DER or PEM, read again when it changes.
+    pub crl_file: Option<PathBuf>,
+    /// Common names one of which a client's certificate must have; empty = any.
+    pub allowed_cns: Vec<String>,
+    /// Host names one of which a client's certificate must be good for; empty = any.
+    pub allowed_hostnames: Vec<String>,
+    /// Take certificates that name other addresses than the connection comes from.
+    pub skip_client_san_verify: bool,
+    /// Suites offered for TLS 1.2, by Go's names; empty = all that are safe.
+    pub cipher_suites: Vec<String>,
+    /// Versions taken.
+    pub versions: TlsVersions,
+    /// Whether the certificate was made by ourselves at start: then other members' are not checked either.
+    pub self_signed: bool,
+}
+
+/// Versions of TLS a listener takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsVersions {
+    /// 1.2 and 1.3.
+    #[default]
+    Both,
+    /// 1.2 alone.
+    Only12,
+    /// 1.3 alone.
+    Only13,
+}
+
+/// When history is compacted without being asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// Never.
+    #[default]
+    Off,
+    /// What is older than this.
+    Periodic(Duration),
+    /// What is more than so many revisions back.
+    Revision(i64),
+}
+
+/// A second cluster through which the members of a new one find each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discovery {
+    /// Which new cluster.
+    pub token: String,
+    /// The discovery service's client URLs.
+    pub endpoints: Vec<String>,
+    /// For one request.
+    pub request_timeout: Duration,
+    /// TLS to the discovery service: authority, certificate, key; by path.
+    pub tls: Option<(PathBuf, PathBuf, PathBuf)>,
+}
+
+/// DNS SRV records that name the members of a new cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSrv {
+    /// The domain asked.
+    pub domain: String,
+    /// Appended to the service's name after a dash.
+    pub service: String,
 }
 
 /// Everything a member needs to know; defaults are etcd's.
@@ -38,8 +100,12 @@ pub struct Config {
     pub name: String,
     /// Where everything durable is.
     pub data_dir: PathBuf,
-    /// `http(s)://host:port`, port 0 allowed.
+    /// Where the Raft log is, when not below `data_dir`.
+    pub wal_dir: Option<PathBuf>,
+    /// `http(s)://host:port` or `unix(s)://path`, port 0 allowed.
     pub listen_client_urls: Vec<String>,
+    /// Everything but gRPC; when given, the URLs above serve gRPC alone.
+    pub listen_client_http_urls: Vec<String>,
     /// What clients are told.
     pub advertise_client_urls: Vec<String>,
     /// `http(s)://host:port`.
@@ -52,12 +118,24 @@ pub struct Config {
     pub initial_cluster: Vec<(String, String)>,
     /// Formed or joined.
     pub initial_cluster_state: ClusterState,
+    /// Members found through another cluster instead of `initial_cluster`.
+    pub discovery: Option<Discovery>,
+    /// Members found in DNS instead of `initial_cluster`.
+    pub discovery_srv: Option<DnsSrv>,
+    /// Make a cluster of this member alone from its data.
+    pub force_new_cluster: bool,
     /// Keeps clusters apart that have the same members.
     pub initial_cluster_token: String,
     /// For clients.
     pub tls: Option<TlsConfig>,
     /// Between members.
     pub peer_tls: Option<TlsConfig>,
+    /// Make a certificate for clients at start.
+    pub auto_tls: bool,
+    /// Make a certificate for peers at start.
+    pub peer_auto_tls: bool,
+    /// How long certificates made at start are good for.
+    pub self_signed_validity: Duration,
     /// Between heartbeats.
     pub heartbeat_interval: Duration,
     /// Silence of the leader after which a member stands for election.
@@ -70,6 +148,34 @@ pub struct Config {
     pub max_txn_ops: usize,
     /// HTTP/2 streams per client connection.
     pub max_concurrent_streams: u32,
+    /// Silence after which a client's connection is pinged; zero = never.
+    pub grpc_keepalive_interval: Duration,
+    /// How long a pinged client may take to answer.
+    pub grpc_keepalive_timeout: Duration,
+    /// SO_REUSEPORT on listeners.
+    pub socket_reuse_port: bool,
+    /// Answer the JSON gateway.
+    pub enable_grpc_gateway: bool,
+    /// Origins allowed to call from a browser; `*` = all.
+    pub cors: Vec<String>,
+    /// Host names HTTP requests may be for on a listener without TLS; `*` = all.
+    pub host_whitelist: Vec<String>,
+    /// Histograms of gRPC calls in the metrics too.
+    pub metrics_extensive: bool,
+    /// A call that takes longer is logged.
+    pub warning_unary_request_duration: Duration,
+    /// `simple`, or `jwt,…` with its options.
+    pub auth_token: String,
+    /// Cost of password hashes.
+    pub bcrypt_cost: u32,
+    /// How long a simple token lives after its last use.
+    pub auth_token_ttl: Duration,
+    /// Compaction of history unasked.
+    pub auto_compaction: AutoCompaction,
+    /// Between comparisons of all members' hashes; zero = never.
+    pub corrupt_check_time: Duration,
+    /// Between comparisons of the hashes kept at compactions.
+    pub compact_hash_check_time: Duration,
     /// Log entries between two purges.
     pub snapshot_count: u64,
     /// Log entries kept for slow followers.
@@ -80,22 +186,10 @@ pub struct Config {
     pub max_learners: usize,
     /// Refuse membership changes that would lose the quorum.
     pub strict_reconfig_check: bool,
-    /// Make a cluster of this member alone, whatever its data says of others.
-    pub force_new_cluster: bool,
-    /// Between two comparisons of the members' data; zero = never.
-    pub compact_hash_check_time: Duration,
-    /// `simple`, or `jwt,…` as `--auth-token` takes it.
-    pub auth_token: String,
-    /// How long a simple token holds without use.
-    pub auth_token_ttl: Duration,
-    /// Of bcrypt: each step doubles the work.
-    pub bcrypt_cost: u32,
     /// Acknowledge before data is on disk. Only for measurements.
     pub unsafe_no_fsync: bool,
     /// Of the database.
     pub memory: Memory,
-    /// Said in the log at start.
-    pub notes: Vec<String>,
 }
 
 impl Default for Config {
@@ -103,6 +197,28 @@ impl Default for Config {
         Config {
             name: "default".to_owned(),
             data_dir: PathBuf::from("default.etcd"),
+            wal_dir: None,
+            listen_client_http_urls: Vec::new(),
+            discovery: None,
+            discovery_srv: None,
+            force_new_cluster: false,
+            auto_tls: false,
+            peer_auto_tls: false,
+            self_signed_validity: Duration::from_secs(365 * 86_400),
+            grpc_keepalive_interval: Duration::from_secs(2 * 3600),
+            grpc_keepalive_timeout: Duration::from_secs(20),
+            socket_reuse_port: false,
+            enable_grpc_gateway: true,
+            cors: vec!["*".to_owned()],
+            host_whitelist: vec!["*".to_owned()],
+            metrics_extensive: false,
+            warning_unary_request_duration: Duration::from_millis(300),
+            auth_token: "simple".to_owned(),
+            bcrypt_cost: 10,
+            auth_token_ttl: Duration::from_secs(300),
+            auto_compaction: AutoCompaction::Off,
+            corrupt_check_time: Duration::ZERO,
+            compact_hash_check_time: Duration::from_secs(60),
             listen_client_urls: vec!["http://localhost:2379".to_owned()],
             advertise_client_urls: vec!["http://localhost:2379".to_owned()],
             listen_peer_urls: vec!["http://localhost:2380".to_owned()],
@@ -124,14 +240,8 @@ impl Default for Config {
             watch_progress_notify_interval: Duration::from_secs(600),
             max_learners: 1,
             strict_reconfig_check: true,
-            force_new_cluster: false,
-            compact_hash_check_time: Duration::from_secs(60),
-            auth_token: "simple".to_owned(),
-            auth_token_ttl: Duration::from_secs(300),
-            bcrypt_cost: 10,
             unsafe_no_fsync: false,
             memory: Memory::default(),
-            notes: Vec::new(),
         }
     }
 }
@@ -175,34 +285,79 @@ impl Config {
     }
 
     /// # Errors
-    /// Values that cannot work, each with what to change.
+    /// Values that cannot work, in etcd's words.
     pub fn check(&self) -> Result<()> {
+        let (tick, election) = (self.heartbeat_interval.as_millis(), self.election_timeout.as_millis());
         ensure!(
-            self.election_timeout >= self.heartbeat_interval * 5,
-            "--election-timeout[{}ms] should be at least as 5 times as --heartbeat-interval[{}ms]",
-            self.election_timeout.as_millis(),
-            self.heartbeat_interval.as_millis()
+            election >= tick * 5,
+            "--election-timeout[{election}ms] should be at least as 5 times as --heartbeat-interval[{tick}ms]"
         );
         ensure!(!self.listen_client_urls.is_empty(), "--listen-client-urls is empty: give at least one URL");
         ensure!(!self.listen_peer_urls.is_empty(), "--listen-peer-urls is empty: give at least one URL");
-        for url in
-            self.listen_client_urls.iter().chain(&self.listen_peer_urls).chain(&self.listen_metrics_urls)
-        {
+        let listening = [
+            &self.listen_client_urls,
+            &self.listen_peer_urls,
+            &self.listen_metrics_urls,
+            &self.listen_client_http_urls,
+        ];
+        for url in listening.into_iter().flatten() {
             Endpoint::parse(url)?;
         }
+        if self.listen_client_http_urls.iter().any(|url| self.listen_client_urls.contains(url)) {
+            bail!("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url");
+        }
+        // Found later: the members are not known before the discovery was asked.
+        if self.discovery.is_some() || self.discovery_srv.is_some() {
+            return Ok(());
+        }
+        self.check_members()
+    }
+
+    /// # Errors
+    /// An initial cluster that cannot be ours, in etcd's words.
+    pub fn check_members(&self) -> Result<()> {
         let members = self.initial_members();
         let Some(ours) = members.get(&self.name) else {
             bail!("couldn't find local name {:?} in the initial cluster configuration", self.name);
         };
-        let mut advertised = self.initial_advertise_peer_urls.clone();
-        advertised.sort_unstable();
-        ensure!(
-            *ours == advertised,
-            "--initial-cluster has {}={} but missing from --initial-advertise-peer-urls={}",
-            self.name,
-            ours.join(","),
-            advertised.join(",")
-        );
+        if self.initial_cluster_state == ClusterState::New {
+            self.check_advertised(ours)?;
+        }
+        let mut urls: Vec<&String> = members.values().flatten().collect();
+        urls.sort_unstable();
+        if urls.windows(2).any(|pair| pair[0] == pair[1]) {
+            let text: Vec<String> = members
+                .iter()
+                .flat_map(|(name, urls)| urls.iter().map(move |url| format!("{name}={url}")))
+                .collect();
+            bail!("initial cluster {} has duplicate url", text.join(","));
+        }
+        Ok(())
+    }
+
+    fn check_advertised(&self, ours: &[String]) -> Result<()> {
+        let advertised = &self.initial_advertise_peer_urls;
+        let missing = |from: &[String], other: &[String]| -> Vec<String> {
+            from.iter().filter(|url| !other.contains(url)).cloned().collect()
+        };
+        let ours_only = missing(ours, advertised);
+        if !ours_only.is_empty() {
+            let named: Vec<String> = ours_only.iter().map(|url| format!("{}={url}", self.name)).collect();
+            bail!(
+                "--initial-cluster has {} but missing from --initial-advertise-peer-urls={}",
+                named.join(","),
+                advertised.join(",")
+            );
+        }
+        let advertised_only = missing(advertised, ours);
+        if !advertised_only.is_empty() {
+            bail!(
+                "--initial-advertise-peer-urls has {} but missing from --initial-cluster={}={}",
+                advertised_only.join(","),
+                self.name,
+                ours.join(&format!(",{}=", self.name))
+            );
+        }
         Ok(())
     }
 }
@@ -210,35 +365,61 @@ impl Config {
 /// Where to listen or connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// https or not.
+    /// https or unixs.
     pub secure: bool,
-    /// Name or address.
-    pub host: String,
-    /// 0 = any.
-    pub port: u16,
+    /// The place.
+    pub address: Address,
+}
+
+/// The place of an [`Endpoint`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// Name or address, and port; 0 = any.
+    Tcp(String, u16),
+    /// A unix socket.
+    Unix(PathBuf),
 }
 
 impl Endpoint {
     /// # Errors
-    /// Not of the form `http(s)://host:port`.
+    /// Not of the form `http(s)://host:port` or `unix(s)://path`, in etcd's words.
     pub fn parse(url: &str) -> Result<Endpoint> {
-        let (scheme, rest) = url.split_once("://").with_context(|| {
-            format!("URL scheme must be http or https: {url}; expected http(s)://host:port")
+        let unknown = || format!("URL scheme must be http, https, unix, or unixs: {url}");
+        let (scheme, rest) = url.split_once("://").with_context(|| match url.split_once(':') {
+            // Go's URL parser fails at a colon before any slash.
+            Some((host, _)) if !host.chars().all(|c| c.is_ascii_alphabetic()) || host.is_empty() => {
+                format!("parse {url:?}: first path segment in URL cannot contain colon")
+            }
+            _ => unknown(),
         })?;
-        let secure = match scheme {
-            "http" => false,
-            "https" => true,
-            _ => bail!("URL scheme must be http or https: {url}"),
-        };
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
-        ensure!(!authority.contains('/'), "URL must not contain a path: {url}");
+        let secure = matches!(scheme, "https" | "unixs");
+        match scheme {
+            "unix" | "unixs" => {
+                ensure!(!rest.is_empty(), "URL {url} names no socket");
+                return Ok(Endpoint { secure, address: Address::Unix(rest.into()) });
+            }
+            "http" | "https" => {}
+            _ => bail!(unknown()),
+        }
+        let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         let (host, port) = authority
             .rsplit_once(':')
             .with_context(|| format!("URL address does not have the form \"host:port\": {url}"))?;
-        let port = port.parse().with_context(|| format!("the port of {url} is no number from 0 to 65535"))?;
+        ensure!(path.is_empty(), "URL must not contain a path: {url}");
+        let port = port
+            .parse()
+            .with_context(|| format!("parse {url:?}: invalid port {:?} after host", format!(":{port}")))?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         ensure!(!host.is_empty(), "URL {url} has no host");
-        Ok(Endpoint { secure, host, port })
+        Ok(Endpoint { secure, address: Address::Tcp(host, port) })
+    }
+
+    /// The name a server's certificate is checked for.
+    pub fn host(&self) -> &str {
+        match &self.address {
+            Address::Tcp(host, _) => host,
+            Address::Unix(_) => "localhost",
+        }
     }
 }
 
@@ -249,10 +430,20 @@ mod tests {
     #[test]
     fn endpoints() {
         let parsed = Endpoint::parse("https://127.0.0.1:2379").expect("good");
-        assert_eq!(parsed, Endpoint { secure: true, host: "127.0.0.1".to_owned(), port: 2379 });
-        assert_eq!(Endpoint::parse("http://[::1]:80/").expect("good").host, "::1");
-        for bad in ["127.0.0.1:2379", "ftp://a:1", "http://a", "http://a:99999", "http://a:1/b", "http://:1"]
-        {
+        let address = Address::Tcp("127.0.0.1".to_owned(), 2379);
+        assert_eq!(parsed, Endpoint { secure: true, address });
+        assert_eq!(Endpoint::parse("http://[::1]:80").expect("good").host(), "::1");
+        let socket = Endpoint::parse("unixs://localhost:17").expect("good");
+        assert_eq!(socket, Endpoint { secure: true, address: Address::Unix("localhost:17".into()) });
+        for bad in [
+            "127.0.0.1:2379",
+            "ftp://a:1",
+            "http://a",
+            "http://a:99999",
+            "http://a:1/b",
+            "http://:1",
+            "unix://",
+        ] {
             assert!(Endpoint::parse(bad).is_err(), "{bad}");
         }
     }

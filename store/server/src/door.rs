@@ -25,7 +25,7 @@ use tonic::body::Body;
 
 use crate::auth::ClientName;
 use crate::calls::{Method, Outcome, Reply};
-use crate::listen::{LINGER, RequestBody, Serve};
+use crate::listen::{LINGER, Limits, RequestBody, Serve};
 
 /// Data of one answer that waits for the client, bytes.
 const CREDIT: usize = 256 * 1024;
@@ -39,9 +39,8 @@ const PIECE: usize = 64 * 1024;
 const KEEP: usize = 64 * 1024;
 /// Orders handled before the socket is looked at again.
 const ORDERS: usize = 1024;
-/// Silence after which the client is asked whether it is there, and how long it may take to answer.
-const QUIET: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Stands for no keep-alive at all: nobody waits that long.
+const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 const OF_A_CONNECTION: [HeaderName; 3] =
     [http::header::CONNECTION, http::header::TRANSFER_ENCODING, http::header::UPGRADE];
@@ -112,6 +111,8 @@ struct Door<S> {
     /// When small calls are answered as timed out, in order.
     deadlines: VecDeque<(Instant, u32)>,
     patience: Duration,
+    /// Silence after which the client is asked whether it is there, and how long it may take to answer.
+    silence: (Duration, Duration),
 }
 
 /// Serves a connection whose first bytes, `input`, are those of HTTP/2.
@@ -120,12 +121,12 @@ pub(crate) async fn serve<S: Serve>(
     mut input: BytesMut,
     client: Option<ClientName>,
     service: S,
-    streams: u32,
+    limits: Limits,
     stop: CancellationToken,
 ) {
     let (mut reader, mut writer) = tokio::io::split(io);
     let config = Config {
-        max_streams: streams,
+        max_streams: limits.streams,
         stream_window: 1 << 20,
         connection_window: 4 << 20,
         max_headers: 64 * 1024,
@@ -133,6 +134,7 @@ pub(crate) async fn serve<S: Serve>(
     let (orders, mut incoming) = mpsc::unbounded_channel();
     let patience = service.patience();
     let connection = Connection::new(config);
+    let silence = limits.keep_alive.unwrap_or((NEVER, NEVER));
     let mut door = Door {
         service,
         client,
@@ -141,9 +143,10 @@ pub(crate) async fn serve<S: Serve>(
         orders,
         deadlines: VecDeque::new(),
         patience,
+        silence,
     };
     let mut events = Vec::new();
-    let timer = tokio::time::sleep(QUIET);
+    let timer = tokio::time::sleep(silence.0);
     tokio::pin!(timer);
     let mut heard = Instant::now();
     let mut asked = false;
@@ -199,7 +202,7 @@ pub(crate) async fn serve<S: Serve>(
             () = timer.as_mut() => {
                 let now = Instant::now();
                 door.expire(now);
-                let limit = if asked { QUIET + PATIENCE } else { QUIET };
+                let limit = if asked { silence.0 + silence.1 } else { silence.0 };
                 if stopping.is_some_and(|end| now >= end) || (asked && now >= heard + limit) {
                     return;
                 }
@@ -221,7 +224,7 @@ pub(crate) async fn serve<S: Serve>(
 impl<S: Serve> Door<S> {
     /// When something is due.
     fn wake(&self, heard: Instant, asked: bool, stopping: Option<Instant>) -> Instant {
-        let quiet = heard + QUIET + if asked { PATIENCE } else { Duration::ZERO };
+        let quiet = heard + self.silence.0 + if asked { self.silence.1 } else { Duration::ZERO };
         let call = self.deadlines.front().map_or(quiet, |(at, _)| *at);
         quiet.min(call).min(stopping.unwrap_or(quiet))
     }

@@ -28,6 +28,8 @@ pub(crate) struct ClientService {
     pub metrics: Metrics,
     /// Absent on listeners that only serve health and metrics.
     pub routes: Option<Routes>,
+    /// Whether anything but gRPC is served.
+    pub http: bool,
 }
 
 impl Calls for ClientService {
@@ -66,7 +68,9 @@ impl Serve for ClientService {
                 let answered = routes.clone().call(request).await;
                 answered.unwrap_or_else(|never| match never {})
             }
-            _ => self.http(&request).await,
+            _ if self.http => self.http(&request).await,
+            // --listen-client-http-urls took it elsewhere.
+            _ => plain(StatusCode::NOT_FOUND, TEXT, "404 page not found\n"),
         }
     }
 }

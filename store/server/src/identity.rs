@@ -3,12 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::process::errno;
 use crate::rocks::write_durably;
 
 /// What the data directory knows of its member.
@@ -72,12 +74,12 @@ impl DataDir {
     /// IO; another process has it; it holds another program's data.
     pub fn open(data_dir: &Path) -> Result<DataDir> {
         let folder = data_dir.join("member");
-        let create = |folder: &Path| {
-            std::fs::create_dir_all(folder).with_context(|| {
-                format!("cannot create data directory {}; choose another --data-dir", folder.display())
-            })
-        };
-        create(&folder)?;
+        // Only ours to read, as etcd makes it.
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        made.map_err(|error| {
+            let missing = folder.ancestors().take_while(|path| !path.exists()).last().unwrap_or(&folder);
+            anyhow!("cannot access data directory: mkdir {}: {}", missing.display(), errno(&error))
+        })?;
         if folder.join("snap").join("db").exists() && !folder.join("identity").exists() {
             bail!(
                 "{} holds etcd's own data, which this version does not import; choose another --data-dir and copy the \

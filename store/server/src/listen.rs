@@ -1,9 +1,9 @@
-//! Listeners: TCP with or without TLS, HTTP/1 and HTTP/2 on one port, ended gracefully.
+//! Listeners: TCP and unix sockets, with TLS, without, or both on one port; HTTP/1 and HTTP/2; ended gracefully.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,9 +15,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use keelson_store_http2::PREFACE;
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,54 +24,117 @@ use tonic::body::Body;
 
 use crate::auth::ClientName;
 use crate::calls::Calls;
-use crate::config::Endpoint;
+use crate::config::{Address, Endpoint};
+use crate::process::errno;
+use crate::tls::Acceptor;
 
-/// How long a TLS handshake may take.
+/// How long a TLS handshake may take, and the first byte before it where both forms are served.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long open connections may go on after a stop.
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// First byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
 /// How long a client may take to say what it speaks.
 const GREETING: Duration = Duration::from_secs(30);
 
-/// A bound port.
+/// A bound port or socket.
 pub struct Bound {
-    listener: TcpListener,
-    /// What it is bound to; tells the port when 0 was asked for.
-    pub address: SocketAddr,
-    tls: Option<Arc<ServerConfig>>,
+    socket: Socket,
+    /// What a port is bound to; tells the port when 0 was asked for.
+    pub address: Option<SocketAddr>,
+    tls: Option<Acceptor>,
+    plain: bool,
 }
 
-/// Binds every URL.
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        if let Socket::Unix(_, path) = &self.socket {
+            // Left over, it would only be removed by the next start.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// What every connection of a listener may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// HTTP/2 streams of one connection.
+    pub streams: u32,
+    /// Silence after which the other side is pinged, and how long it may take to answer.
+    pub keep_alive: Option<(Duration, Duration)>,
+}
+
+/// Binds every URL. Two URLs of one address, one of them with TLS, are one listener that takes both.
 ///
 /// # Errors
-/// The port is taken; the host is not ours; https without certificates.
-pub async fn bind(urls: &[String], tls: Option<&Arc<ServerConfig>>, flag: &str) -> Result<Vec<Bound>> {
-    let mut bound: Vec<Bound> = Vec::new();
+/// The port is taken; the host is not ours; https without certificates. In Go's words.
+pub async fn bind(urls: &[String], tls: Option<&Acceptor>, reuse_port: bool) -> Result<Vec<Bound>> {
+    let mut bound: Vec<(Address, Bound)> = Vec::new();
     for url in urls {
         let endpoint = Endpoint::parse(url)?;
         if endpoint.secure && tls.is_none() {
-            bail!("{flag} {url} wants TLS but no certificate was given: set the cert and key files");
+            bail!(
+                "TLS key/cert (--cert-file, --key-file) must be provided for client url {url} with HTTPS scheme"
+            );
         }
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))
-            .await
-            .with_context(|| format!("{flag}: cannot resolve {}", endpoint.host))?
-            .collect();
-        // A name such as localhost may stand for several addresses; the first of IPv4 is what clients try.
-        let address = addresses
-            .iter()
-            .find(|address| address.is_ipv4())
-            .or_else(|| addresses.first())
-            .with_context(|| format!("{flag}: {} has no address", endpoint.host))?;
-        if endpoint.port != 0 && bound.iter().any(|other| other.address == *address) {
+        let any_port = matches!(endpoint.address, Address::Tcp(_, 0));
+        let same = bound.iter_mut().find(|(address, _)| !any_port && *address == endpoint.address);
+        let secure = endpoint.secure.then(|| tls.cloned()).flatten();
+        if let Some((_, listener)) = same {
+            listener.plain |= !endpoint.secure;
+            listener.tls = listener.tls.take().or(secure);
             continue;
         }
-        let listener = TcpListener::bind(address).await.with_context(|| {
-            format!("listen tcp {address}: cannot bind for {flag}; is another server on that port?")
-        })?;
-        let address = listener.local_addr().context("a bound socket has an address")?;
-        bound.push(Bound { listener, address, tls: endpoint.secure.then(|| tls.cloned()).flatten() });
+        let (socket, address) = match &endpoint.address {
+            Address::Tcp(host, port) => tcp(host, *port, reuse_port).await?,
+            Address::Unix(path) => (unix(path)?, None),
+        };
+        bound.push((endpoint.address, Bound { socket, address, tls: secure, plain: !endpoint.secure }));
     }
-    Ok(bound)
+    Ok(bound.into_iter().map(|(_, bound)| bound).collect())
+}
+
+async fn tcp(host: &str, port: u16, reuse_port: bool) -> Result<(Socket, Option<SocketAddr>)> {
+    let addresses: Vec<SocketAddr> =
+        tokio::net::lookup_host((host, port)).await.with_context(|| format!("lookup {host}"))?.collect();
+    // A name such as localhost may stand for several addresses; the first of IPv4 is what clients try.
+    let address = addresses
+        .iter()
+        .find(|address| address.is_ipv4())
+        .or_else(|| addresses.first())
+        .with_context(|| format!("lookup {host}: no such host"))?;
+    let open = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        if reuse_port {
+            socket.set_reuseport(true)?;
+        }
+        socket.bind(*address)?;
+        socket.listen(BACKLOG)
+    };
+    let listener = open()
+        .map_err(|error: std::io::Error| anyhow::anyhow!("listen tcp {address}: bind: {}", errno(&error)))?;
+    let address = listener.local_addr().context("a bound socket has an address")?;
+    Ok((Socket::Tcp(listener), Some(address)))
+}
+
+fn unix(path: &PathBuf) -> Result<Socket> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            bail!("remove {}: {}", path.display(), errno(&error))
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)
+        .map_err(|error| anyhow::anyhow!("listen unix {}: bind: {}", path.display(), errno(&error)))?;
+    Ok(Socket::Unix(listener, path.clone()))
 }
 
 /// What answers requests of a listener.
@@ -104,55 +166,109 @@ impl http_body::Body for RequestBody {
     }
 }
 
+/// A stream just accepted, of either kind.
+enum Accepted {
+    Tcp(TcpStream, IpAddr),
+    Unix(UnixStream),
+}
+
+impl Bound {
+    async fn accept(&self) -> std::io::Result<Accepted> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, remote) = listener.accept().await?;
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(%error, "no TCP_NODELAY");
+                }
+                Ok(Accepted::Tcp(stream, remote.ip()))
+            }
+            Socket::Unix(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Unix(stream)),
+        }
+    }
+}
+
 /// Accepts until `stop`, then lets open connections finish for a moment.
-pub(crate) async fn run<S: Serve>(bound: Bound, service: S, streams: u32, stop: CancellationToken) {
+pub(crate) async fn run<S: Serve>(bound: Bound, service: S, limits: Limits, stop: CancellationToken) {
     let connections = TaskTracker::new();
-    let acceptor = bound.tls.map(TlsAcceptor::from);
+    let door = Door { tls: bound.tls.clone(), plain: bound.plain, service, limits, stop: stop.clone() };
     loop {
         let accepted = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = bound.listener.accept() => accepted,
+            accepted = bound.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let door = door.clone();
+        match accepted {
+            Ok(Accepted::Tcp(stream, remote)) => drop(connections.spawn(async move {
+                let secure = match (&door.tls, door.plain) {
+                    (Some(_), true) => match first_byte(&stream).await {
+                        Some(byte) => byte == TLS_HANDSHAKE,
+                        None => return,
+                    },
+                    (tls, _) => tls.is_some(),
+                };
+                door.enter(stream, secure, Some(remote)).await;
+            })),
+            Ok(Accepted::Unix(stream)) => drop(connections.spawn(async move {
+                let secure = door.tls.is_some();
+                door.enter(stream, secure, None).await;
+            })),
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");
                 tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
             }
-        };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY");
         }
-        let (service, stop, acceptor) = (service.clone(), stop.clone(), acceptor.clone());
-        connections.spawn(async move {
-            match acceptor {
-                None => connection(stream, None, service, streams, stop).await,
-                Some(acceptor) => match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-                    Ok(Ok(stream)) => {
-                        let client = client_name(stream.get_ref().1);
-                        connection(stream, client, service, streams, stop).await;
-                    }
-                    Ok(Err(error)) => tracing::warn!(%error, "rejected connection"),
-                    Err(_) => tracing::warn!("rejected connection: TLS handshake took too long"),
-                },
-            }
-        });
     }
-    drop(bound.listener);
+    drop(bound);
     connections.close();
     if tokio::time::timeout(LINGER, connections.wait()).await.is_err() {
         tracing::debug!("connections still open at stop are dropped");
     }
 }
 
-/// The common name of the client's certificate, which the handshake has verified.
-fn client_name(session: &rustls::ServerConnection) -> Option<ClientName> {
-    let certificate = session.peer_certificates()?.first()?;
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-    Some(ClientName(name.into()))
+async fn first_byte(stream: &TcpStream) -> Option<u8> {
+    let mut byte = [0];
+    let peeked = tokio::time::timeout(HANDSHAKE, stream.peek(&mut byte)).await;
+    matches!(peeked, Ok(Ok(1))).then_some(byte[0])
+}
+
+/// What a connection passes through.
+#[derive(Clone)]
+struct Door<S> {
+    tls: Option<Acceptor>,
+    plain: bool,
+    service: S,
+    limits: Limits,
+    stop: CancellationToken,
+}
+
+impl<S: Serve> Door<S> {
+    async fn enter<I>(self, stream: I, secure: bool, remote: Option<IpAddr>)
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let Some(tls) = self.tls.as_ref().filter(|_| secure) else {
+            return connection(stream, None, self.service, self.limits, self.stop).await;
+        };
+        let rejected = |error: String| {
+            tracing::warn!(
+                "remote-addr" = remote.map(|ip| ip.to_string()).unwrap_or_default(),
+                error,
+                "rejected connection on client endpoint"
+            );
+        };
+        let shaken = TlsAcceptor::from(tls.config.clone()).accept(stream);
+        let stream = match tokio::time::timeout(HANDSHAKE, shaken).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return rejected(error.to_string()),
+            Err(_) => return rejected("TLS handshake took too long".to_owned()),
+        };
+        let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        match tls.gate.admit(certificates, remote).await {
+            Ok(name) => connection(stream, name, self.service, self.limits, self.stop).await,
+            Err(error) => rejected(error),
+        }
+    }
 }
 
 /// Serves a connection: HTTP/2 at our own door, HTTP/1 by hyper.
@@ -160,7 +276,7 @@ async fn connection<S: Serve>(
     mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     client: Option<ClientName>,
     service: S,
-    streams: u32,
+    limits: Limits,
     stop: CancellationToken,
 ) {
     let mut first = BytesMut::with_capacity(4096);
@@ -181,7 +297,7 @@ async fn connection<S: Serve>(
         return;
     }
     if first.starts_with(PREFACE) {
-        return crate::door::serve(stream, first, client, service, streams, stop).await;
+        return crate::door::serve(stream, first, client, service, limits, stop).await;
     }
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));

@@ -28,13 +28,14 @@ use keelson_store_raft::types::{SnapshotMeta, TokioRuntime, Vote};
 use keelson_store_raft::{Node, Reply, Request, Transport, TransportError};
 use rustls::pki_types::ServerName;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::calls::Calls;
-use crate::config::Endpoint;
+use crate::config::{Address, Endpoint};
 use crate::consistency::PeerHash;
 use crate::handle::Handle;
 use crate::listen::{RequestBody, Serve, plain};
@@ -82,23 +83,39 @@ fn full(body: Vec<u8>) -> Body {
 async fn connect(url: &str, tls: Option<&Arc<rustls::ClientConfig>>) -> Result<Sender, String> {
     let endpoint = Endpoint::parse(url).map_err(|error| error.to_string())?;
     let work = async {
-        let stream =
-            TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(|e| e.to_string())?;
-        stream.set_nodelay(true).map_err(|e| e.to_string())?;
-        if !endpoint.secure {
-            return handshake(TokioIo::new(stream)).await;
+        match &endpoint.address {
+            Address::Tcp(host, port) => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| e.to_string())?;
+                stream.set_nodelay(true).map_err(|e| e.to_string())?;
+                secured(stream, &endpoint, tls).await
+            }
+            Address::Unix(path) => {
+                let stream = UnixStream::connect(path).await.map_err(|e| e.to_string())?;
+                secured(stream, &endpoint, tls).await
+            }
         }
-        let tls =
-            tls.ok_or("the peer URL is https but there are no peer certificates: set --peer-cert-file")?;
-        let name = ServerName::try_from(endpoint.host.clone()).map_err(|e| e.to_string())?;
-        let stream =
-            TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|e| e.to_string())?;
-        handshake(TokioIo::new(stream)).await
     };
     let connected = tokio::time::timeout(CONNECT, work).await;
     connected
         .unwrap_or_else(|_| Err("connecting took too long".to_owned()))
         .map_err(|error| format!("{url}: {error}"))
+}
+
+async fn secured<I>(
+    stream: I,
+    endpoint: &Endpoint,
+    tls: Option<&Arc<rustls::ClientConfig>>,
+) -> Result<Sender, String>
+where
+    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if !endpoint.secure {
+        return handshake(TokioIo::new(stream)).await;
+    }
+    let tls = tls.ok_or("the peer URL is https but there are no peer certificates: set --peer-cert-file")?;
+    let name = ServerName::try_from(endpoint.host().to_owned()).map_err(|e| e.to_string())?;
+    let stream = TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|e| e.to_string())?;
+    handshake(TokioIo::new(stream)).await
 }
 
 async fn handshake<I>(io: I) -> Result<Sender, String>

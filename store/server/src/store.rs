@@ -21,17 +21,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Caller, Passwords, Tokens};
-use crate::config::{ClusterState, Config};
+use crate::config::{ClusterState, Config, Endpoint};
 use crate::facts::Facts;
 use crate::handle::{Handle, Inner, Member};
 use crate::http::ClientService;
 use crate::identity::{DataDir, Identity, cluster_id, initial_ids};
-use crate::listen::{self, Bound};
+use crate::listen::{self, Bound, Limits};
 use crate::metrics::Metrics;
 use crate::peer::{self, PeerService, PeerTransport};
 use crate::quota::{self, Quota};
 use crate::rocks::Rocks;
-use crate::{consistency, scrub, service, tls};
+use crate::{autocompact, consistency, discovery, scrub, service, tls};
 
 /// Recent changes kept in memory for watchers: how many, and how many bytes.
 const RING: usize = 4096;
@@ -40,6 +40,9 @@ const RING_BYTES: usize = 8 << 20;
 const HAND_OVER: Duration = Duration::from_millis(1000);
 /// How often the member looks whether it can go on.
 const WATCHDOG: Duration = Duration::from_millis(500);
+/// Of a peer's connection.
+const PEER_LIMITS: Limits =
+    Limits { streams: 1024, keep_alive: Some((Duration::from_secs(60), Duration::from_secs(20))) };
 /// How long a joining member looks for the cluster.
 const JOIN: Duration = Duration::from_secs(60);
 
@@ -60,26 +63,33 @@ impl Store {
     /// # Errors
     /// Configuration that cannot work, ports taken, data that is damaged or another cluster's, a cluster that does not
     /// know us; each with what to do.
-    pub async fn start(config: Config, stop: CancellationToken) -> Result<Store> {
+    pub async fn start(mut config: Config, stop: CancellationToken) -> Result<Store> {
         config.check()?;
-        let client_tls = config.tls.as_ref().map(tls::server).transpose().context("client TLS")?;
-        let peer_tls = config.peer_tls.as_ref().map(tls::server).transpose().context("peer TLS")?;
-        let dial_tls = config.peer_tls.as_ref().map(tls::client).transpose().context("peer TLS")?;
-        let data = DataDir::open(&config.data_dir)?;
-        let clients =
-            listen::bind(&config.listen_client_urls, client_tls.as_ref(), "--listen-client-urls").await?;
-        let peers = listen::bind(&config.listen_peer_urls, peer_tls.as_ref(), "--listen-peer-urls").await?;
-        let probes =
-            listen::bind(&config.listen_metrics_urls, client_tls.as_ref(), "--listen-metrics-urls").await?;
-        let client_addresses = clients.iter().map(|bound| bound.address).collect();
+        make_certificates(&mut config)?;
+        let dial_tls = config.peer_tls.as_ref().map(tls::client).transpose()?;
+        let bound = Ports::bind(&config).await?;
+        let client_addresses = bound.clients.iter().filter_map(|(bound, _)| bound.address).collect();
         let doors = Doors::default();
-        for bound in peers {
-            doors.open(bound, doors.peers.clone(), 1024);
+        for bound in bound.peers {
+            doors.open(bound, doors.peers.clone(), PEER_LIMITS);
         }
-        let identity = doors.or_close(identify(&config, &data, dial_tls.as_ref())).await?;
-        let member = doors.or_close(Opened::open(&config, &data, identity, dial_tls)).await?;
-        doors.or_close(member.form(&config)).await?;
-        let (running, ready) = member.serve(config, clients, probes, doors, stop);
+        let bootstrap = async {
+            let data = DataDir::open(&config.data_dir)?;
+            let known = data.identity()?.is_some();
+            if !known && let Some(found) = discovery::find(&config).await? {
+                config.initial_cluster = found.members;
+                config.initial_cluster_token = found.token;
+                config.check_members()?;
+            }
+            let identity = identify(&config, &data, dial_tls.as_ref()).await?;
+            let member = Opened::open(&config, &data, identity, dial_tls).await?;
+            member.form(&config).await?;
+            Ok((data, member))
+        };
+        let (data, member) = doors.or_close(bootstrap).await.inspect_err(|error| {
+            tracing::error!(error = format!("{error:#}"), "bootstrap failed");
+        })?;
+        let (running, ready) = member.serve(config, bound.clients, doors, stop);
         let handle = running.handle.clone();
         let (ended_sender, ended) = watch::channel(None);
         tokio::spawn(async move {
@@ -120,6 +130,80 @@ impl Store {
     }
 }
 
+/// A client port that cannot be served because of its certificates.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ListenerFailed(String);
+
+/// Everything bound, before anything is served.
+struct Ports {
+    peers: Vec<Bound>,
+    /// Each with what is served there: gRPC, and everything else.
+    clients: Vec<(Bound, Served)>,
+}
+
+/// What a client port serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    Both,
+    Grpc,
+    Http,
+}
+
+impl Ports {
+    async fn bind(config: &Config) -> Result<Ports> {
+        let reuse = config.socket_reuse_port;
+        let peers = async {
+            let tls = config.peer_tls.as_ref().map(|tls| tls::server(tls, true)).transpose()?;
+            listen::bind(&config.listen_peer_urls, tls.as_ref(), reuse).await
+        };
+        let peers = peers.await.inspect_err(|error| {
+            tracing::error!(error = format!("{error:#}"), "creating peer listener failed");
+        })?;
+        let tls = config.tls.as_ref().map(|tls| tls::server(tls, false)).transpose();
+        let tls = tls.map_err(|error| ListenerFailed(format!("{error:#}")))?;
+        let split = !config.listen_client_http_urls.is_empty();
+        let mut clients = Vec::new();
+        for (urls, served) in [
+            (&config.listen_client_urls, if split { Served::Grpc } else { Served::Both }),
+            (&config.listen_client_http_urls, Served::Http),
+            (&config.listen_metrics_urls, Served::Http),
+        ] {
+            let bound = listen::bind(urls, tls.as_ref(), reuse).await?;
+            clients.extend(bound.into_iter().map(|bound| (bound, served)));
+        }
+        Ok(Ports { peers, clients })
+    }
+}
+
+/// `--auto-tls` and `--peer-auto-tls`.
+fn make_certificates(config: &mut Config) -> Result<()> {
+    let make = |which: &str, urls: &[String]| {
+        let hosts: Vec<String> = urls
+            .iter()
+            .filter_map(|url| Endpoint::parse(url).ok())
+            .map(|endpoint| endpoint.host().to_owned())
+            .collect();
+        tls::self_signed(&config.data_dir.join("fixtures").join(which), &hosts, config.self_signed_validity)
+    };
+    let mut client = None;
+    if config.auto_tls && config.tls.is_some() {
+        tracing::warn!("ignoring client auto TLS since certs given");
+    } else if config.auto_tls {
+        let urls = [config.listen_client_urls.clone(), config.listen_client_http_urls.clone()].concat();
+        client = Some(make("client", &urls)?);
+    }
+    let mut peer = None;
+    if config.peer_auto_tls && config.peer_tls.is_some() {
+        tracing::warn!("ignoring peer auto TLS since certs given");
+    } else if config.peer_auto_tls {
+        peer = Some(make("peer", &config.listen_peer_urls)?);
+    }
+    config.tls = config.tls.take().or(client);
+    config.peer_tls = config.peer_tls.take().or(peer);
+    Ok(())
+}
+
 /// The ports and what answers on them. Peers are answered ("starting") from the beginning, so that members that start
 /// together do not wait for each other.
 #[derive(Default)]
@@ -130,8 +214,8 @@ struct Doors {
 }
 
 impl Doors {
-    fn open(&self, bound: Bound, service: impl listen::Serve, streams: u32) {
-        self.tasks.spawn(listen::run(bound, service, streams, self.close.clone()));
+    fn open(&self, bound: Bound, service: impl listen::Serve, limits: Limits) {
+        self.tasks.spawn(listen::run(bound, service, limits, self.close.clone()));
     }
 
     /// Closes the doors again when a step of the start fails.
@@ -198,7 +282,9 @@ async fn join(
     let urls: Vec<&String> =
         members.iter().filter(|(name, _)| **name != config.name).flat_map(|(_, urls)| urls).collect();
     if urls.is_empty() {
-        bail!("--initial-cluster-state=existing needs another member in --initial-cluster");
+        bail!(
+            "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs"
+        );
     }
     let deadline = tokio::time::Instant::now() + JOIN;
     let mut last = String::new();
@@ -235,7 +321,10 @@ async fn join(
             }
         }
         if tokio::time::Instant::now() >= deadline {
-            bail!("cannot join the cluster: {last}");
+            bail!(
+                "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs \
+                 ({last})"
+            );
         }
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
@@ -295,8 +384,8 @@ impl Opened {
         identity: Identity,
         dial: Option<Arc<rustls::ClientConfig>>,
     ) -> Result<Opened> {
-        let disk =
-            Arc::new(FileDisk::open(&data.folder.join("wal"), !config.unsafe_no_fsync).context("raft log")?);
+        let wal = config.wal_dir.clone().unwrap_or_else(|| data.folder.join("wal"));
+        let disk = Arc::new(FileDisk::open(&wal, !config.unsafe_no_fsync).context("raft log")?);
         let metrics = Metrics::new(disk.stats.clone());
         let log = SegmentLog::open(disk)?;
         let pristine = log.is_pristine();
@@ -353,14 +442,18 @@ impl Opened {
     fn serve(
         self,
         config: Config,
-        clients: Vec<Bound>,
-        probes: Vec<Bound>,
+        clients: Vec<(Bound, Served)>,
         doors: Doors,
         stop: CancellationToken,
     ) -> (Running, watch::Receiver<bool>) {
         let scrubbed = Arc::new(Notify::new());
         let (ready_sender, ready) = watch::channel(false);
-        let streams = config.max_concurrent_streams;
+        let (interval, timeout) = (config.grpc_keepalive_interval, config.grpc_keepalive_timeout);
+        let limits = Limits {
+            streams: config.max_concurrent_streams,
+            keep_alive: (!interval.is_zero() && !timeout.is_zero()).then_some((interval, timeout)),
+        };
+        let compaction = config.auto_compaction;
         let quota = Quota::new(config.quota());
         let inner = Inner {
             passwords: Passwords::new(config.bcrypt_cost),
@@ -380,13 +473,14 @@ impl Opened {
         // Whoever comes by a port is a client, and nobody until it shows who it is.
         let client = handle.in_the_name_of(None);
         let routes = service::routes(&client);
-        for (bound, routes) in clients
-            .into_iter()
-            .map(|bound| (bound, Some(routes.clone())))
-            .chain(probes.into_iter().map(|b| (b, None)))
-        {
-            let service = ClientService { handle: client.clone(), metrics: self.metrics.clone(), routes };
-            doors.open(bound, service, streams);
+        for (bound, served) in clients {
+            let service = ClientService {
+                handle: client.clone(),
+                metrics: self.metrics.clone(),
+                routes: (served != Served::Http).then(|| routes.clone()),
+                http: served != Served::Grpc,
+            };
+            doors.open(bound, service, limits);
         }
         let failed = Arc::new(Mutex::new(None));
         let background = CancellationToken::new();
@@ -402,6 +496,7 @@ impl Opened {
         until(&background, Box::pin(quota::run(handle.clone())));
         let interval = handle.config().compact_hash_check_time;
         until(&background, Box::pin(consistency::run(handle.clone(), interval)));
+        until(&background, Box::pin(autocompact::run(handle.clone(), compaction)));
         until(&background, Box::pin(publish(handle.clone(), ready_sender)));
         (Running { handle, doors, background, stop, failed }, ready)
     }

@@ -181,6 +181,7 @@ async fn three_members_with_tls_everywhere_refuse_strangers() {
         key_file: certificates.path("server-key.pem"),
         trusted_ca_file: Some(certificates.path("ca.pem")),
         client_cert_auth: true,
+        ..TlsConfig::default()
     };
     let peers = peers(3, "https");
     let stop = CancellationToken::new();
@@ -227,6 +228,7 @@ async fn a_certificate_s_common_name_is_its_user_and_the_process_itself_is_root(
             key_file: certificates.path("server-key.pem"),
             trusted_ca_file: Some(certificates.path("ca.pem")),
             client_cert_auth: true,
+            ..TlsConfig::default()
         }),
         bcrypt_cost: 4,
         ..config(folder.path(), "m1", &peers(1, "https"))
@@ -285,6 +287,7 @@ async fn a_handshake_that_never_comes_is_not_waited_for() {
         key_file: certificates.path("server-key.pem"),
         trusted_ca_file: Some(certificates.path("ca.pem")),
         client_cert_auth: true,
+        ..TlsConfig::default()
     };
     let config = Config {
         tls: Some(tls.clone()),

@@ -48,6 +48,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         &["tokio", "tonic", "rocksdb", "openraft"],
         "loom checks it, so it stays on its own types",
     ),
+    (
+        "store/ctl",
+        &["keelson-store-server", "keelson-store-raft", "keelson-store-core", "rocksdb", "openraft"],
+        "etcdctl speaks to any etcd",
+    ),
     ("store/http2", &["tokio", "tonic", "hyper", "rand"], "a core has no runtime, IO or randomness"),
     ("store/raft", &["rocksdb", "tonic"], "the simulator builds it in seconds"),
     (

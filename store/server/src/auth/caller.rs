@@ -38,7 +38,7 @@ pub(crate) enum Credential {
 }
 
 /// The common name of a client's verified certificate; put beside each request of its connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClientName(pub Arc<str>);
 
 impl Handle {
