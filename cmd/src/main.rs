@@ -1,6 +1,7 @@
 //! The keelson binary: looks at the first word, sets up logging and hands over to that part.
 //!
-//! Called as `etcd`, `etcdctl` or `kubectl` (a link of that name), it is that program. Growth: a subcommand is one entry of [`PARTS`].
+//! Called as `etcd`, `etcdctl`, `etcdutl` or `kubectl` (a link of that name), it is that program. Growth: a subcommand is
+//! one entry of [`PARTS`].
 
 mod logging;
 
@@ -46,6 +47,7 @@ const PARTS: &[(&str, &str, Entry)] = &[
     ),
     ("etcd", "the store alone, etcd's flags", Entry::Bare(keelson_store_server::main)),
     ("etcdctl", "etcd's client, for any etcd", Entry::Bare(keelson_etcdctl::main)),
+    ("etcdutl", "etcd's offline tool: snapshots, hashes", Entry::Bare(keelson_store_server::utl_main)),
     ("apiserver", "the API server alone, on any etcd", Entry::Arguments(keelson_apiserver::main)),
     ("controller-manager", "the controllers alone", Entry::Named(keelson_controllers::main)),
     ("scheduler", "the scheduler alone", Entry::Arguments(keelson_scheduler::main)),
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
     match called_as.as_deref() {
         Some("etcd") => return keelson_store_server::main(arguments),
         Some("etcdctl") => return keelson_etcdctl::main(arguments),
+        Some("etcdutl") => return keelson_store_server::utl_main(arguments),
         Some("kubectl") => return kubectl(arguments),
         _ => {}
     }

@@ -8,7 +8,7 @@ use crate::{models, setup};
 const SUITES: &[&str] = &["tidy", "unit", "loom", "sim", "etcd", "kubernetes"];
 
 /// Suites of real processes: the test targets, which run one after another, after everything else.
-const ETCD: &[&str] = &["embedded", "processes"];
+const ETCD: &[&str] = &["embedded", "files", "processes"];
 const KUBERNETES: &[&str] = &["doors", "console", "rootless", "cluster"];
 
 /// The packages they stand in.

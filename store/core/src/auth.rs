@@ -92,6 +92,25 @@ impl Default for Auth {
 }
 
 impl Auth {
+    /// Users and roles taken over from another store as they are. Permissions may come in any order.
+    pub fn restored(
+        enabled: bool,
+        revision: u64,
+        users: impl IntoIterator<Item = (String, User)>,
+        roles: impl IntoIterator<Item = (String, Vec<Permission>)>,
+    ) -> Auth {
+        let sorted = |(name, mut permissions): (String, Vec<Permission>)| {
+            permissions.sort_by(|a, b| (&a.key, &a.range_end).cmp(&(&b.key, &b.range_end)));
+            (name, permissions)
+        };
+        Auth {
+            enabled,
+            revision,
+            users: users.into_iter().collect(),
+            roles: roles.into_iter().map(sorted).collect(),
+        }
+    }
+
     pub fn enabled(&self) -> bool {
         self.enabled
     }

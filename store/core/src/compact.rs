@@ -11,7 +11,7 @@ use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
 
-use crate::backend::{Cf, Read, Write};
+use crate::backend::{Cf, Overlay, Read, Write};
 use crate::layout::{self, Kind, Revision};
 use crate::range::entry_at;
 use crate::state::State;
@@ -42,6 +42,11 @@ pub fn scrubbed(read: &dyn Read) -> i64 {
             record[..].try_into().expect("corrupt record: scrub progress has 8 bytes; restore this member");
         i64::from_be_bytes(bytes)
     })
+}
+
+/// Records progress made elsewhere: in the store this one is restored from.
+pub(crate) fn write_scrubbed(view: &mut Overlay<'_>, until: i64) {
+    view.put(Cf::Meta, Bytes::from_static(SCRUBBED), Bytes::copy_from_slice(&until.to_be_bytes()));
 }
 
 impl Scrub {

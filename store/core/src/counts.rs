@@ -18,7 +18,7 @@ use std::ops::{Bound, ControlFlow};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::backend::{Cf, Overlay, Read};
+use crate::backend::{Cf, Overlay, Read, Write};
 use crate::layout;
 
 /// Most children of a node.
@@ -150,6 +150,60 @@ pub(crate) fn deleted(view: &mut Overlay<'_>, key: &[u8]) {
     } else {
         write(view, TOP, &top);
     }
+}
+
+/// Children of a node that is built at once: room on both sides.
+const BUILT: u64 = FANOUT / 2;
+
+/// Builds the nodes over keys that come in order, with one pending node per level.
+#[derive(Default)]
+pub(crate) struct Builder {
+    /// Level 1 and level 2.
+    pending: [Option<Node>; TOP as usize],
+}
+
+impl Builder {
+    /// The next key.
+    pub(crate) fn key(&mut self, key: &[u8], emit: &mut dyn FnMut(Write)) {
+        let full = self.pending[0].as_ref().is_some_and(|node| node.children == BUILT);
+        if full {
+            self.close_low(emit);
+        }
+        // The very first node of a level begins before every key.
+        let first = if self.pending[1].is_none() { &[] } else { key };
+        let first = Bytes::copy_from_slice(first);
+        let node = self.pending[0].get_or_insert(Node { first, keys: 0, children: 0 });
+        node.keys += 1;
+        node.children += 1;
+    }
+
+    fn close_low(&mut self, emit: &mut dyn FnMut(Write)) {
+        let Some(low) = self.pending[0].take() else { return };
+        if self.pending[1].as_ref().is_some_and(|top| top.children == BUILT) {
+            self.close_top(emit);
+        }
+        let top = self.pending[1].get_or_insert(Node { first: low.first.clone(), keys: 0, children: 0 });
+        top.keys += low.keys;
+        top.children += 1;
+        emit(written(1, &low));
+    }
+
+    fn close_top(&mut self, emit: &mut dyn FnMut(Write)) {
+        if let Some(top) = self.pending[1].take() {
+            emit(written(TOP, &top));
+        }
+    }
+
+    /// No more keys come.
+    pub(crate) fn finish(mut self, emit: &mut dyn FnMut(Write)) {
+        self.close_low(emit);
+        self.close_top(emit);
+    }
+}
+
+fn written(level: u8, node: &Node) -> Write {
+    let value = layout::encode_pair(node.keys, node.children);
+    Write { cf: Cf::Count, key: stored_key(level, &node.first), value: Some(value) }
 }
 
 /// Keys before `key`.

@@ -25,6 +25,11 @@ pub struct Members {
 }
 
 impl Members {
+    /// A list taken over as it is.
+    pub(crate) fn of(members: &[Member]) -> Members {
+        Members { by_id: members.iter().map(|member| (member.id, member.clone())).collect() }
+    }
+
     pub fn get(&self, id: u64) -> Option<&Member> {
         self.by_id.get(&id)
     }

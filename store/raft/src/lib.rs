@@ -21,6 +21,7 @@ pub mod network;
 pub mod proposer;
 pub mod reads;
 pub mod replica;
+pub mod restore;
 mod trim;
 pub mod types;
 
@@ -29,4 +30,5 @@ pub use log::{Disk, FileDisk, LogError, SegmentLog};
 pub use machine::{Listener, Shared, StateMachine};
 pub use network::{Network, Reply, Request, Transport, TransportError};
 pub use replica::{Raft, Replica, ReplicaConfig, ReplicaError};
+pub use restore::Beginning;
 pub use types::{Applied, LogId, Node, Payload, TypeConfig};

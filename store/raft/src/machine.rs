@@ -109,9 +109,9 @@ pub struct StateMachine<B> {
     membership: StoredMembership,
 }
 
-type Mark = (Option<LogId>, StoredMembership);
+pub(crate) type Mark = (Option<LogId>, StoredMembership);
 
-fn encode_mark(mark: &Mark) -> Vec<u8> {
+pub(crate) fn encode_mark(mark: &Mark) -> Vec<u8> {
     postcard::to_stdvec(mark).expect("a mark is plain data")
 }
 

@@ -26,6 +26,34 @@ pub struct Identity {
 
 /// Format written by this version.
 const VERSION: u32 = 1;
+/// Its file, written last: a member's folder that has one is whole.
+pub const IDENTITY: &str = "identity";
+
+impl Identity {
+    /// In the form of this version.
+    pub fn new(member_id: u64, cluster_id: u64) -> Identity {
+        Identity { version: VERSION, member_id, cluster_id }
+    }
+}
+
+/// Keeps an identity in a member's folder, durably.
+///
+/// # Errors
+/// IO.
+pub fn write_identity(folder: &Path, identity: &Identity) -> Result<()> {
+    let path = folder.join(IDENTITY);
+    let text = serde_json::to_vec(identity).context("an identity is plain data")?;
+    write_durably(&path, &text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Makes renames and new files in a folder durable.
+///
+/// # Errors
+/// IO.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.with_context(|| format!("making {} durable", folder.display()))
+}
 
 fn digest(parts: &[&[u8]]) -> u64 {
     let mut hash = Sha256::new();
@@ -80,13 +108,6 @@ impl DataDir {
             let missing = folder.ancestors().take_while(|path| !path.exists()).last().unwrap_or(&folder);
             anyhow!("cannot access data directory: mkdir {}: {}", missing.display(), errno(&error))
         })?;
-        if folder.join("snap").join("db").exists() && !folder.join("identity").exists() {
-            bail!(
-                "{} holds etcd's own data, which this version does not import; choose another --data-dir and copy the \
-                 keys over with `etcdctl make-mirror`",
-                data_dir.display()
-            );
-        }
         let lock = File::create(folder.join("lock")).with_context(|| {
             format!("cannot write to data directory {}; check its permissions", data_dir.display())
         })?;
@@ -100,7 +121,7 @@ impl DataDir {
     }
 
     fn file(&self) -> PathBuf {
-        self.folder.join("identity")
+        self.folder.join(IDENTITY)
     }
 
     /// The identity kept here, if this is not the first start.
@@ -134,10 +155,8 @@ impl DataDir {
     /// # Errors
     /// IO.
     pub fn keep(&self, member_id: u64, cluster_id: u64) -> Result<Identity> {
-        let identity = Identity { version: VERSION, member_id, cluster_id };
-        let text = serde_json::to_vec(&identity).context("an identity is plain data")?;
-        write_durably(&self.file(), &text)
-            .with_context(|| format!("cannot write {}", self.file().display()))?;
+        let identity = Identity::new(member_id, cluster_id);
+        write_identity(&self.folder, &identity)?;
         Ok(identity)
     }
 }

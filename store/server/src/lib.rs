@@ -9,8 +9,7 @@
 //! Entry points: [`Store::start`] (embed), [`Handle`] (the API in process, `impl Etcd`), [`main`] (`keelson etcd`).
 //! Nothing here decides what a request means: that is `keelson_store_core`.
 //!
-//! Not there yet, and answered as such: the lock and election services, the JSON gateway, downgrade,
-//! etcd's own snapshot and data formats.
+//! Not there yet, and answered as such: the lock and election services, the JSON gateway, downgrade.
 
 mod auth;
 mod autocompact;
@@ -32,6 +31,7 @@ mod metrics;
 mod peer;
 mod process;
 mod quota;
+mod restore;
 mod rocks;
 mod rotate;
 mod scrub;
@@ -39,6 +39,7 @@ mod service;
 mod store;
 mod strict;
 mod tls;
+mod utl;
 mod watch;
 
 pub use config::{
@@ -48,3 +49,4 @@ pub use handle::{CLUSTER_VERSION, ETCD_VERSION, Handle};
 pub use process::main;
 pub use rocks::{Memory, Rocks};
 pub use store::Store;
+pub use utl::main as utl_main;

@@ -18,9 +18,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use keelson_store_core::backend::Visit;
-use keelson_store_core::{Cf, Read, Write};
+use keelson_store_core::{Cf, Read, State, Write};
+use keelson_store_files::bolt::{WriteError, Writer};
+use keelson_store_files::content;
 use keelson_store_raft::backend::{Backend, CHUNK, Chunks, SnapshotReader, SnapshotWriter};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType,
@@ -526,6 +528,65 @@ impl Backend for Rocks {
         let work = tokio::task::spawn_blocking(move || rocks.install_file(&incoming, &mark));
         work.await.map_err(io::Error::other)?
     }
+}
+
+impl Rocks {
+    /// The database as etcd would have it in its file, as of this call: its length in bytes, then its pages. Two passes
+    /// over one picture: the first finds where each page goes. A thread of its own reads into a bounded queue.
+    ///
+    /// # Errors
+    /// No thread.
+    pub fn etcd_file(
+        &self,
+        state: State,
+        origin: content::Origin,
+    ) -> io::Result<(tokio::sync::oneshot::Receiver<u64>, Chunks)> {
+        let (chunks, receiver) = mpsc::channel(EXPORT_QUEUE);
+        let (length, measured) = tokio::sync::oneshot::channel();
+        let (taken, ready) = std::sync::mpsc::sync_channel(1);
+        let rocks = self.again();
+        std::thread::Builder::new().name("snapshot-file".to_owned()).spawn(move || {
+            let view = rocks.view();
+            if taken.send(()).is_ok()
+                && let Err(error) = write_etcd_file(&view, &state, &origin, length, &chunks)
+            {
+                // Whoever wanted it may be gone.
+                let _ = chunks.blocking_send(Err(error));
+            }
+        })?;
+        ready.recv().map_err(|_| io::Error::other("the snapshot thread ended early"))?;
+        Ok((measured, receiver))
+    }
+}
+
+fn write_etcd_file(
+    view: &View<'_>,
+    state: &State,
+    origin: &content::Origin,
+    length: tokio::sync::oneshot::Sender<u64>,
+    chunks: &mpsc::Sender<io::Result<Bytes>>,
+) -> io::Result<()> {
+    let text = |error: WriteError<io::Error>| io::Error::other(error.to_string());
+    let listening = |_: &[u8]| -> io::Result<()> {
+        if chunks.is_closed() { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
+    };
+    let mut measure = Writer::measure(listening);
+    content::write(&mut measure, state, view, origin).map_err(text)?;
+    let layout = measure.finish().map_err(text)?;
+    length.send(layout.length()).map_err(|_| io::ErrorKind::BrokenPipe)?;
+    let mut pending = BytesMut::with_capacity(CHUNK);
+    let send = |pending: &mut BytesMut| {
+        let full = std::mem::replace(pending, BytesMut::with_capacity(CHUNK)).freeze();
+        chunks.blocking_send(Ok(full)).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))
+    };
+    let output = |pages: &[u8]| -> io::Result<()> {
+        pending.extend_from_slice(pages);
+        if pending.len() >= CHUNK { send(&mut pending) } else { Ok(()) }
+    };
+    let mut writer = Writer::new(output, layout).map_err(text)?;
+    content::write(&mut writer, state, view, origin).map_err(text)?;
+    writer.finish().map_err(text)?;
+    send(&mut pending)
 }
 
 /// Sends everything in the view until done or nobody listens.

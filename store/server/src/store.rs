@@ -31,7 +31,7 @@ use crate::metrics::Metrics;
 use crate::peer::{self, PeerService, PeerTransport};
 use crate::quota::{self, Quota};
 use crate::rocks::Rocks;
-use crate::{autocompact, consistency, discovery, scrub, service, tls};
+use crate::{autocompact, consistency, discovery, restore, scrub, service, tls};
 
 /// Recent changes kept in memory for watchers: how many, and how many bytes.
 const RING: usize = 4096;
@@ -74,6 +74,10 @@ impl Store {
             doors.open(bound, doors.peers.clone(), PEER_LIMITS);
         }
         let bootstrap = async {
+            let (data_dir, force) = (config.data_dir.clone(), config.force_new_cluster);
+            let runtime = tokio::runtime::Handle::current();
+            let import = move || runtime.block_on(restore::import(&data_dir, None, force));
+            tokio::task::spawn_blocking(import).await.context("importing")??;
             let data = DataDir::open(&config.data_dir)?;
             let known = data.identity()?.is_some();
             if !known && let Some(found) = discovery::find(&config).await? {

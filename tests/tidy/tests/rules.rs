@@ -54,6 +54,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "etcdctl speaks to any etcd",
     ),
     ("store/http2", &["tokio", "tonic", "hyper", "rand"], "a core has no runtime, IO or randomness"),
+    (
+        "store/files",
+        &["tokio", "tonic", "rocksdb", "openraft", "rand"],
+        "it turns bytes into values and back",
+    ),
     ("store/raft", &["rocksdb", "tonic"], "the simulator builds it in seconds"),
     (
         "apiserver/api",

@@ -1,60 +1,56 @@
 //! Maintenance: status, alarms, defragment, hashes, snapshot, move leader.
 
-use std::io::SeekFrom;
-
 use bytes::Bytes;
 use keelson_store_core::{Alarm, AlarmType, Command, Error, Response as CoreResponse, check};
+use keelson_store_files::content::{ConfState, Origin};
 use keelson_store_proto::client::Etcd;
 use keelson_store_proto::etcdserverpb as pb;
 use keelson_store_proto::etcdserverpb::alarm_request::AlarmAction;
 use keelson_store_proto::etcdserverpb::downgrade_request::DowngradeAction;
 use keelson_store_proto::etcdserverpb::maintenance_server::Maintenance;
-use keelson_store_raft::Backend;
+use keelson_store_raft::{Backend, Chunks};
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{Services, Stream};
 use crate::convert::{self, status};
-use crate::handle::{ETCD_VERSION, unexpected};
+use crate::handle::{CLUSTER_VERSION, unexpected};
 
 /// Blob size of a snapshot stream, bytes; as in etcd.
 const BLOB: usize = 32 * 1024;
-/// A snapshot's payload is a multiple of it: etcdctl takes a file for whole when size modulo it is the hash's length.
-const SECTOR: u64 = 512;
 /// The cluster's version, major and minor.
 const SERIES: (u64, u64) = (3, 7);
 /// How long a leadership transfer may take.
 const TRANSFER: std::time::Duration = std::time::Duration::from_secs(5);
 
 impl Services {
-    /// Writes everything into a file without a name; answers it with its length.
-    async fn spool(&self) -> Result<(tokio::fs::File, u64), Status> {
+    /// Our state as a database file of etcd's: its length and its pages.
+    async fn etcd_file(&self) -> Result<(u64, Chunks), Status> {
         let failed = |error: std::io::Error| Status::internal(format!("snapshot: {error}"));
-        let mut chunks = self.handle.at_once(|_, rocks| rocks.export()).await?.map_err(failed)?;
-        let path = self
-            .handle
-            .config()
-            .data_dir
-            .join("member")
-            .join(format!("{:016x}.spool", rand::random::<u64>()));
-        let mut options = tokio::fs::OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).open(&path).await;
-        let mut file = file.map_err(failed)?;
-        tokio::fs::remove_file(&path).await.map_err(failed)?;
-        let mut length = 0;
-        while let Some(chunk) = chunks.recv().await {
-            let chunk = chunk.map_err(failed)?;
-            length += chunk.len() as u64;
-            file.write_all(&chunk).await.map_err(failed)?;
+        let term = self.handle.replica().term();
+        let file = self.handle.at_once(|state, rocks| {
+            let ids = |learners: bool| {
+                let members = state.members().iter().filter(move |member| member.is_learner == learners);
+                members.map(|member| member.id).collect()
+            };
+            let origin = Origin {
+                term,
+                conf_state: ConfState { voters: ids(false), learners: ids(true), auto_leave: false },
+                storage_version: CLUSTER_VERSION.to_owned(),
+            };
+            rocks.etcd_file(state.clone(), origin)
+        });
+        let (length, mut chunks) = file.await?.map_err(failed)?;
+        match length.await {
+            Ok(length) => Ok((length, chunks)),
+            // The first pass failed; the queue says why.
+            Err(_) => match chunks.recv().await {
+                Some(Err(error)) => Err(failed(error)),
+                _ => Err(Status::internal("snapshot: its thread ended early")),
+            },
         }
-        let padding = length.next_multiple_of(SECTOR) - length;
-        file.write_all(&vec![0; padding as usize]).await.map_err(failed)?;
-        file.flush().await.map_err(failed)?;
-        file.seek(SeekFrom::Start(0)).await.map_err(failed)?;
-        Ok((file, length + padding))
     }
 }
 
@@ -145,13 +141,13 @@ impl Maintenance for Services {
 
     type SnapshotStream = Stream<pb::SnapshotResponse>;
 
-    /// Our own snapshot format in etcd's framing: blobs, then one with the SHA-256 of all of them.
+    /// A database file of etcd's in blobs, then one with the SHA-256 of all of them. The file is never held as a whole.
     async fn snapshot(
         &self,
         r: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
         self.by(&r).allowed_admin().await?;
-        let (mut file, length) = self.spool().await?;
+        let (length, mut chunks) = self.etcd_file().await?;
         let revision = self.handle.revision().await?;
         let header = self.handle.headers().at(revision);
         let (sender, receiver) = mpsc::channel(4);
@@ -162,24 +158,33 @@ impl Maintenance for Services {
                 header,
                 remaining_bytes,
                 blob,
-                version: ETCD_VERSION.to_owned(),
+                version: CLUSTER_VERSION.to_owned(),
             };
-            while left > 0 {
-                let size = left.min(BLOB as u64);
-                let mut blob = vec![0; size as usize];
-                if let Err(error) = file.read_exact(&mut blob).await {
-                    // The client may be gone.
-                    let _ = sender.send(Err(Status::internal(format!("snapshot: {error}")))).await;
-                    return;
-                }
-                hash.update(&blob);
-                left -= size;
-                if sender.send(Ok(message(left, blob.into()))).await.is_err() {
-                    return;
+            while let Some(chunk) = chunks.recv().await {
+                let mut chunk = match chunk {
+                    Ok(chunk) => chunk,
+                    Err(error) => {
+                        // The client may be gone.
+                        let _ = sender.send(Err(Status::internal(format!("snapshot: {error}")))).await;
+                        return;
+                    }
+                };
+                hash.update(&chunk);
+                while !chunk.is_empty() {
+                    let blob = chunk.split_to(chunk.len().min(BLOB));
+                    left = left.saturating_sub(blob.len() as u64);
+                    if sender.send(Ok(message(left, blob))).await.is_err() {
+                        return;
+                    }
                 }
             }
             let sum = Bytes::copy_from_slice(&hash.finalize());
-            let _ = sender.send(Ok(message(0, sum))).await;
+            let last = if left == 0 {
+                Ok(message(0, sum))
+            } else {
+                Err(Status::internal("snapshot: it ended early"))
+            };
+            let _ = sender.send(last).await;
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
