@@ -69,7 +69,7 @@ const COMMANDS: &[Command] = &[
     Command {
         name: "tidy",
         arguments: "",
-        help: "house rules: dependency edges, headers, doc references, format, clippy",
+        help: "house rules: dependency edges, headers, doc references, format",
         run: suites::tidy,
     },
     Command {
