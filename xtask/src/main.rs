@@ -1,14 +1,17 @@
 //! `cargo xtask`: the index of everything a developer does.
 //!
-//! Standard library only, so that it builds in seconds on a machine that has nothing but Rust; it installs what
+//! Nothing but the standard library (and the catalogue of planted bugs), so that it builds in seconds on a machine that has nothing but Rust; it installs what
 //! the rest of the build needs (Debian packages) before it starts it.
 
 mod bench;
 mod cluster;
+mod ledger;
 mod models;
+mod mutants;
 mod setup;
 mod shell;
 mod suites;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -44,9 +47,15 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "models",
-        arguments: "[NAME]",
+        arguments: "[NAME ...] [--deep | --explore]",
         help: "the stateright models, with their state counts",
         run: models::models,
+    },
+    Command {
+        name: "mutants",
+        arguments: "--planted [NN ...]",
+        help: "bugs planted in the shipped code: which suite catches each, and how soon",
+        run: mutants::mutants,
     },
     Command {
         name: "loom",
@@ -56,9 +65,21 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "sim",
-        arguments: "[--seed N] [--seeds N]",
-        help: "the deterministic simulation; a failing seed replays",
+        arguments: "[--cluster] [--seed N] [--seeds N]",
+        help: "the deterministic simulation of the store, or of the whole cluster; a failing seed replays",
         run: models::sim,
+    },
+    Command {
+        name: "referee",
+        arguments: "[COUNT]",
+        help: "our linearizability checker beside porcupine (needs Go), on generated histories",
+        run: models::referee,
+    },
+    Command {
+        name: "verify",
+        arguments: "[--report]",
+        help: "all of the proof into the ledger, and the tables of docs/verification.md from it",
+        run: verify::verify,
     },
     Command {
         name: "bench",

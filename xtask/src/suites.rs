@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use crate::shell::{Failure, cargo, step, target_directory};
-use crate::{models, setup};
+use crate::{models, mutants, setup};
 
-const SUITES: &[&str] = &["tidy", "unit", "loom", "sim", "etcd", "kubernetes"];
+const SUITES: &[&str] = &["tidy", "unit", "models", "loom", "sim", "planted", "etcd", "kubernetes"];
 
 /// Suites of real processes: the test targets, which run one after another, after everything else.
 const ETCD: &[&str] = &["embedded", "files", "processes"];
@@ -13,6 +13,9 @@ const KUBERNETES: &[&str] = &["doors", "console", "rootless", "cluster"];
 
 /// The packages they stand in.
 const END_TO_END: &[&str] = &["keelson-etcd-tests", "keelson-kubernetes-tests"];
+
+/// Run by suites of their own, optimised.
+const PROOFS: &[&str] = &["keelson-models", "keelson-sim", "keelson-simcluster", "keelson-loom"];
 
 pub fn test(arguments: &[String]) -> Result<(), Failure> {
     let only = match arguments {
@@ -32,7 +35,9 @@ pub fn test(arguments: &[String]) -> Result<(), Failure> {
             "tidy" => tidy(&[])?,
             "unit" => unit()?,
             "loom" => models::loom(&[])?,
+            "models" => models::model_tests()?,
             "sim" => models::sim_tests()?,
+            "planted" => mutants::each_push()?,
             "etcd" => end_to_end("the store as processes", ETCD)?,
             _ => end_to_end("the cluster", KUBERNETES)?,
         }
@@ -41,10 +46,10 @@ pub fn test(arguments: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Unit tests, property tests and models of the whole workspace.
+/// Unit and property tests of the whole workspace.
 fn unit() -> Result<(), Failure> {
     let mut command = cargo(&["test", "--workspace"]);
-    for package in END_TO_END {
+    for package in END_TO_END.iter().chain(PROOFS) {
         command.args(["--exclude", package]);
     }
     // A push is reproducible: its verdict is about the change, not about luck. `PROPTEST_RNG_SEED=` another number, or
@@ -52,7 +57,7 @@ fn unit() -> Result<(), Failure> {
     if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
         command.env("PROPTEST_RNG_SEED", "20");
     }
-    step("unit, property and model tests", &mut command)
+    step("unit and property tests", &mut command)
 }
 
 /// Test targets against the binary, whose path they find in KEELSON_BIN. The whole workspace is named, since one

@@ -131,6 +131,10 @@ pub fn evict(target: &Target, pod: &Value, eviction: &Value, ctx: &Context) -> R
         }
     }
     let next = disrupt(target, budget, ctx)?;
+    #[cfg(feature = "planted")]
+    if keelson_plant::is(35) {
+        return Ok(Eviction { budget: None, deletion: deletion()? });
+    }
     Ok(Eviction { budget: Some(next), deletion: deletion()? })
 }
 

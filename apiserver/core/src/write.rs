@@ -146,6 +146,10 @@ fn uid_mismatch(target: &Target, wanted: &str, found: &str) -> Status {
 
 /// The optimistic lock.
 fn check_version(target: &Target, current: &Value, new: &Value) -> Result<(), Status> {
+    #[cfg(feature = "planted")]
+    if keelson_plant::is(24) && target.subresource == Some("status") {
+        return Ok(());
+    }
     let given = text(new, "metadata.resourceVersion");
     if !given.is_empty() && given.parse::<u64>().is_err() {
         let message =

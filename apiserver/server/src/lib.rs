@@ -76,9 +76,69 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
 /// # Errors
 /// Keys and certificates are unusable.
 pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    let tls = tls::server(&config.pki)?;
     let port = listener.local_addr()?.port();
+    let (server, background) = begin(config, port, &stop)?;
+    tracing::info!(port, "API server listening");
+    serve::serve(server, listener, TlsAcceptor::from(tls), stop).await;
+    background.end().await;
+    Ok(())
+}
+
+/// An API server without a socket: clients in this process reach it over in-memory streams, as the users they say they
+/// are. Aborting it is its crash: everything it was doing ends at once.
+pub struct InProcess {
+    server: Arc<server::Server>,
+    tasks: std::sync::Mutex<tokio::task::JoinSet<()>>,
+}
+
+impl InProcess {
+    /// Starts one.
+    ///
+    /// # Errors
+    /// Keys and certificates are unusable.
+    pub fn start(config: Config, stop: &CancellationToken) -> anyhow::Result<InProcess> {
+        let port = config.bind.port();
+        let (server, background) = begin(config, port, stop)?;
+        Ok(InProcess { server, tasks: std::sync::Mutex::new(background.tasks) })
+    }
+
+    /// The client's end of a new HTTP/1.1 connection of this user.
+    pub fn connect(&self, user: keelson_apiserver_core::UserInfo) -> tokio::io::DuplexStream {
+        let (client, ours) = tokio::io::duplex(64 * 1024);
+        let peer = Peer(self.server.config.bind);
+        let mut tasks = self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(serve::in_process(self.server.clone(), ours, peer, Arc::new(user)));
+        client
+    }
+
+    /// Ends everything it does, in the midst of it.
+    pub fn abort(&self) {
+        self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner).abort_all();
+    }
+}
+
+/// What a server does beside answering.
+struct Background {
+    tasks: tokio::task::JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl Background {
+    async fn end(mut self) {
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// The shared state, and the work that goes on beside requests.
+fn begin(
+    config: Config,
+    port: u16,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Arc<server::Server>, Background)> {
     let pki = &config.pki;
-    let tls = tls::server(pki)?;
     let tokens = tokens::Tokens::new(
         &pki.service_account_key,
         &pki.service_account_verify_keys,
@@ -123,9 +183,5 @@ pub async fn run_on(listener: TcpListener, config: Config, stop: CancellationTok
     tasks.spawn(definitions::run(server.clone(), background.clone()));
     // Leaves the endpoints as soon as the stop is asked for.
     tasks.spawn(service.run(stop.clone()));
-    tracing::info!(port, "API server listening");
-    serve::serve(server, listener, TlsAcceptor::from(tls), stop).await;
-    background.cancel();
-    while tasks.join_next().await.is_some() {}
-    Ok(())
+    Ok((server, Background { tasks, stop: background }))
 }

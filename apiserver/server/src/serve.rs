@@ -59,6 +59,24 @@ pub async fn serve(
     }
 }
 
+/// One HTTP/1.1 connection that needs no handshake: both ends are in this process, and the user is known.
+pub async fn in_process(
+    server: Arc<Server>,
+    stream: tokio::io::DuplexStream,
+    peer: Peer,
+    user: Arc<keelson_apiserver_core::UserInfo>,
+) {
+    let service = service_fn(move |request| {
+        let (server, user) = (server.clone(), user.clone());
+        async move { Ok::<_, Infallible>(handler::handle(server, peer, Some(user), request).await) }
+    });
+    let connection =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "connection ended");
+    }
+}
+
 async fn connection(
     server: Arc<Server>,
     acceptor: TlsAcceptor,

@@ -221,7 +221,7 @@ impl Storage {
                         self.written.fetch_max(revision, Ordering::AcqRel);
                         return Ok(Written::Done(revision));
                     }
-                    return Ok(self.refused(write, answer.responses, unknown));
+                    return self.refused(write, answer.responses, unknown);
                 }
                 Ok(Err(error)) if !passing(&error) => return Err(store_error(&error)),
                 Ok(Err(error)) => error,
@@ -233,7 +233,9 @@ impl Storage {
     }
 
     /// What a failed comparison means: if an earlier attempt of this write may have succeeded, its own traces are a yes.
-    fn refused(&self, write: &Write, answers: Vec<ResponseOp>, unknown: bool) -> Written {
+    /// Other traces are no answer: somebody may have replaced what the attempt wrote, and to say "conflict" then would
+    /// make the client do again what was done (found by the simulation of the cluster).
+    fn refused(&self, write: &Write, answers: Vec<ResponseOp>, unknown: bool) -> Result<Written, Status> {
         let mut found = ranged(answers);
         let current = found.next().flatten();
         if unknown {
@@ -245,11 +247,18 @@ impl Storage {
             if ours {
                 let revision = current.as_ref().map_or_else(|| write.revision, |kv| kv.mod_revision);
                 self.written.fetch_max(revision, Ordering::AcqRel);
-                return Written::Done(revision);
+                return Ok(Written::Done(revision));
             }
         }
         let at = current.as_ref().map_or(0, |kv| kv.mod_revision);
-        if at == write.revision { Written::Taken } else { Written::Changed }
+        match (at == write.revision, unknown) {
+            (true, _) => Ok(Written::Taken),
+            (false, false) => Ok(Written::Changed),
+            (false, true) => Err(Status::timeout(
+                "the store did not say whether this write was carried out, and the object has changed since",
+                1,
+            )),
+        }
     }
 
     /// A lease of at least `ttl` seconds, shared by everything written in the same minute.

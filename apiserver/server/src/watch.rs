@@ -95,6 +95,10 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
             };
             (start.cursor, start.after) = (cursor, at);
             start.initial_end = initial_events.then(|| at.max(revision));
+            #[cfg(feature = "planted")]
+            if keelson_plant::is(23) {
+                start.initial_end = start.initial_end.map(|end| end + 1);
+            }
         }
     }
     if let Some(status) = start.refused {

@@ -213,6 +213,11 @@ fn status(
     let min_ready = spec.min_ready_seconds.unwrap_or(0);
     let template_labels = spec.template.and_then(|t| t.metadata).and_then(|m| m.labels).unwrap_or_default();
     let count = |test: &dyn Fn(&Pod) -> bool| active.iter().filter(|p| test(p)).count() as i32;
+    #[cfg(feature = "planted")]
+    let count = |test: &dyn Fn(&Pod) -> bool| {
+        let gone = if keelson_plant::is(27) { terminating as i32 } else { 0 };
+        count(test) + gone
+    };
     let positive = |n: i32| (n > 0).then_some(n);
     let mut conditions = old.conditions.unwrap_or_default();
     let failed = conditions.iter().any(|c| c.type_ == "ReplicaFailure");

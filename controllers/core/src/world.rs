@@ -25,6 +25,8 @@ pub struct World {
     history: Vec<Objects>,
     uids: u64,
     pub now: Timestamp,
+    /// What the runner keeps for each controller and key (`Plan::note`).
+    pub notes: BTreeMap<(&'static str, Key), Value>,
     /// Reasons of the Events recorded, in order.
     pub events: Vec<String>,
 }
@@ -40,7 +42,14 @@ pub enum Refused {
 impl Default for World {
     fn default() -> Self {
         let now = Timestamp::from_second(1_700_000_000).unwrap_or_default();
-        World { objects: Objects::new(), history: vec![Objects::new()], uids: 0, now, events: Vec::new() }
+        World {
+            objects: Objects::new(),
+            history: vec![Objects::new()],
+            uids: 0,
+            now,
+            notes: BTreeMap::new(),
+            events: Vec::new(),
+        }
     }
 }
 
@@ -121,6 +130,11 @@ impl World {
         Some((place.0.clone(), old.get(place).cloned(), new.get(place).cloned()))
     }
 
+    /// Everything there is, in order.
+    pub fn objects(&self) -> impl Iterator<Item = (&Gvr, &Key, &Arc<Value>)> {
+        self.objects.iter().map(|((resource, key), value)| (resource, key, value))
+    }
+
     pub fn get<K: Object>(&self, key: &Key) -> Option<K> {
         let value = self.objects.get(&(Gvr::of::<K>(), key.clone()))?;
         serde_json::from_value((**value).clone()).ok()
@@ -153,6 +167,9 @@ impl World {
     /// The view of the state after write `version`, for these watches and the graph.
     pub fn view(&self, watches: &[Watch], version: usize) -> View {
         let mut view = View::default();
+        for ((controller, key), note) in &self.notes {
+            view.set_note(controller, key, Some(note.clone()));
+        }
         for watch in watches {
             watch.install.iter().for_each(|install| install(&mut view));
         }

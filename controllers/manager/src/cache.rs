@@ -270,6 +270,10 @@ impl Cache {
 
     /// Holds the key back until its controller's informers have seen what was written.
     pub fn hold(&self, controller: usize, key: &Key, written: Vec<Written>) {
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(25) {
+            return;
+        }
         if written.is_empty() {
             return;
         }

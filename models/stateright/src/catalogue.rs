@@ -12,7 +12,12 @@ pub enum Bound {
     Smoke,
     /// Minutes; what a night checks.
     Deep,
+    /// The smoke bounds, in stateright's explorer: a web page on [`BROWSE_AT`], until the process is stopped.
+    Browse,
 }
+
+/// Where the explorer listens.
+pub const BROWSE_AT: &str = "127.0.0.1:3000";
 
 /// One line of the catalogue.
 pub struct Entry {
@@ -63,15 +68,26 @@ impl Report {
     }
 }
 
-/// Explores a model exhaustively within its own boundary.
-pub fn explore<M>(name: &'static str, model: M) -> Report
+/// Explores a model exhaustively within its own boundary, or step by step in a browser.
+pub fn explore<M>(name: &'static str, bound: Bound, model: M) -> Report
 where
     M: Model + Send + Sync + 'static,
     M::State: Clone + std::fmt::Debug + Hash + PartialEq + Send + Sync + 'static,
     M::Action: Clone + std::fmt::Debug + PartialEq + Send + Sync + 'static,
 {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let checker = model.checker().threads(threads).spawn_dfs().join();
+    if bound == Bound::Browse {
+        println!("{name}: open http://{BROWSE_AT}/ in a browser; stop with Ctrl-C");
+        return summary(name, &*model.checker().threads(threads).serve(BROWSE_AT));
+    }
+    summary(name, &model.checker().threads(threads).spawn_dfs().join())
+}
+
+fn summary<M: Model>(name: &'static str, checker: &impl Checker<M>) -> Report
+where
+    M::Action: Clone + std::fmt::Debug + PartialEq,
+    M::State: Clone + std::fmt::Debug + Hash + PartialEq,
+{
     let mut found = checker.discoveries();
     let properties = checker.model().properties();
     let properties = properties.into_iter().map(|property| {

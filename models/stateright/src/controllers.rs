@@ -1,3 +1,4 @@
 //! Models of the shipped reconcilers.
 
+pub mod deployment;
 pub mod replicaset;

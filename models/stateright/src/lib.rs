@@ -4,8 +4,10 @@
 //! catalogue: `keelson check` and `cargo xtask models` run it. A new model is one file and one line here. Tests assert
 //! the exact number of unique states at [`Bound::Smoke`], so that a change in reach is a reviewed diff.
 
+pub mod apiserver;
 pub mod catalogue;
 pub mod controllers;
+pub mod scheduler;
 pub mod store;
 
 pub use catalogue::{Bound, Entry, Property, Report};
@@ -13,9 +15,34 @@ pub use catalogue::{Bound, Entry, Property, Report};
 /// Every model.
 pub const MODELS: &[Entry] = &[
     Entry {
+        name: "api-updates",
+        description: "racing writers of one object lose nothing, finalizers hold, generation counts",
+        run: apiserver::updates::run,
+    },
+    Entry {
+        name: "controllers-deployment",
+        description: "a rollout stays within its fence and ends, on stale views and cut plans",
+        run: controllers::deployment::run,
+    },
+    Entry {
         name: "controllers-replicaset",
         description: "a ReplicaSet never overshoots and always converges, on stale views and cut plans",
         run: controllers::replicaset::run,
+    },
+    Entry {
+        name: "scheduler-binding",
+        description: "binds that fail in every way neither rebind, nor overcommit, nor strand a pod",
+        run: scheduler::binding::run,
+    },
+    Entry {
+        name: "store-auth",
+        description: "a write is judged by the permissions of the moment it is applied in",
+        run: store::auth::run,
+    },
+    Entry {
+        name: "store-compaction",
+        description: "the past reads as it was at every kept revision, whatever is scrubbed",
+        run: store::compaction::run,
     },
     Entry {
         name: "store-kv",

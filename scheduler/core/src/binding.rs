@@ -57,7 +57,8 @@ pub enum AfterBind {
 
 /// Decides. `observed` is `None` right after the answer.
 pub fn after_bind(node: &str, answer: BindAnswer, observed: Option<&Observed>) -> AfterBind {
-    if cfg!(feature = "plant-29") && answer != BindAnswer::Accepted {
+    #[cfg(feature = "planted")]
+    if keelson_plant::is(29) && answer != BindAnswer::Accepted {
         return AfterBind::ForgetAndRequeue;
     }
     match (answer, observed) {

@@ -22,13 +22,14 @@ pub enum Change {
     Relabelled,
 }
 
+#[derive(Clone, Debug)]
 struct Assumed {
     pod: Arc<PodInfo>,
     volumes: Vec<String>,
 }
 
 /// The cache.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Cache {
     snapshot: Snapshot,
     assumed: BTreeMap<Uid, Assumed>,

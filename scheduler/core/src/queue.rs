@@ -40,6 +40,7 @@ pub enum Place {
     InFlight(u64),
 }
 
+#[derive(Clone, Debug)]
 struct Entry {
     pod: Arc<PodInfo>,
     place: Place,
@@ -66,7 +67,7 @@ pub struct Popped {
 }
 
 /// The queue.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub struct SchedulingQueue {
     entries: BTreeMap<Uid, Entry>,
     active: BTreeSet<Turn>,

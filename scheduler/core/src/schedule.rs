@@ -310,6 +310,13 @@ fn best(scores: &[NodeScore], nodes: &[Slot], snapshot: &Snapshot, seed: u64) ->
         let name = &snapshot.name[nodes[*index]];
         (scores[*index].total, mix(seed, name), std::cmp::Reverse(name.as_str()))
     };
+    #[cfg(feature = "planted")]
+    if keelson_plant::is(34) {
+        use std::hash::BuildHasher;
+        let order = std::hash::RandomState::new();
+        let rank = |index: &usize| (scores[*index].total, order.hash_one(&snapshot.name[nodes[*index]]));
+        return nodes[(0..nodes.len()).max_by_key(rank).unwrap_or(0)];
+    }
     let index = (0..nodes.len()).max_by(|one, other| rank(one).cmp(&rank(other))).unwrap_or(0);
     nodes[index]
 }

@@ -47,11 +47,20 @@ pub fn apply(state: &mut State, read: &dyn Read, index: u64, batch: &Batch) -> E
     let before = (state.revision, state.compact_revision);
     let mut applier = Applier { state, view: Overlay::new(read), effects: Effects::default() };
     applier.state.lessor.clock.advance(batch.stamp);
+    #[cfg(feature = "planted")]
+    let doomed = if keelson_plant::is(21) { applier.state.lessor.expired() } else { Vec::new() };
     for command in &batch.commands {
         let response = applier.run(command);
         applier.effects.responses.push(response);
     }
-    for id in applier.state.lessor.expired() {
+    let expired = applier.state.lessor.expired();
+    #[cfg(feature = "planted")]
+    let expired = if keelson_plant::is(21) {
+        doomed.into_iter().filter(|id| applier.state.lessor.get(*id).is_some()).collect()
+    } else {
+        expired
+    };
+    for id in expired {
         applier.revoke(id);
         applier.effects.expired.push(id);
     }

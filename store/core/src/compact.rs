@@ -89,6 +89,10 @@ impl Scrub {
             {
                 kill(older);
             }
+            #[cfg(feature = "planted")]
+            if keelson_plant::is(11) && kind == Kind::Tombstone {
+                kill(at);
+            }
             if kind == Kind::Tombstone && at.main < self.until {
                 kill(at);
             }

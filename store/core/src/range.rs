@@ -206,6 +206,10 @@ impl View<'_> {
         if !walk.ended && counted.is_none() {
             walk = self.walk_old(from, to, revision, most, usize::MAX);
         }
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(14) && self.compact_revision > 0 {
+            walk.count = walk.found.len();
+        }
         let kvs = walk.found.into_iter().map(|at| {
             let kv = history(self.read, at).1;
             if want { kv } else { KeyValue { value: Bytes::new(), ..kv } }

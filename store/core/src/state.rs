@@ -106,6 +106,10 @@ impl State {
             state.compact_revision = head.compact_revision;
             state.lessor.clock = head.clock;
         }
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(12) && crate::compact::scrubbed(read) < state.compact_revision {
+            state.revision = state.compact_revision;
+        }
         state.members = decode(read, MEMBERS, "members")?.unwrap_or_default();
         state.alarms = decode(read, ALARMS, "alarms")?.unwrap_or_default();
         state.auth = decode(read, AUTH, "auth")?.unwrap_or_default();

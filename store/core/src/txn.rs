@@ -200,6 +200,10 @@ impl<'b, 'a> WriteTxn<'b, 'a> {
     /// The events to publish, if anything changed.
     pub(crate) fn end(self) -> Option<RevisionEvents> {
         if self.changes.is_empty() {
+            #[cfg(feature = "planted")]
+            if keelson_plant::is(13) {
+                self.applier.state.revision = self.main;
+            }
             return None;
         }
         self.applier.state.revision = self.main;

@@ -83,6 +83,10 @@ impl Watcher {
             EventType::Put => self.no_put,
             EventType::Delete => self.no_delete,
         };
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(18) {
+            return !filtered;
+        }
         revision >= self.next && !filtered
     }
 
@@ -279,6 +283,11 @@ impl WatcherSet {
         }
         let mut out = Vec::new();
         for (id, events) in hits {
+            #[cfg(feature = "planted")]
+            if keelson_plant::is(19) {
+                events.into_iter().for_each(|event| self.respond(id, vec![event], &mut out));
+                continue;
+            }
             self.respond(id, events, &mut out);
         }
         self.answer_progress(&mut out);
@@ -294,6 +303,10 @@ impl WatcherSet {
         for (id, watcher) in &mut self.watchers {
             if !self.unsynced.contains(id) {
                 watcher.next = watcher.next.max(self.position + 1);
+                #[cfg(feature = "planted")]
+                if keelson_plant::is(17) && watcher.next == self.position + 1 {
+                    watcher.next = self.position;
+                }
             }
         }
         self.position = revision;
@@ -303,6 +316,10 @@ impl WatcherSet {
         let synced: Vec<i64> =
             self.watchers.keys().filter(|id| !self.unsynced.contains(id)).copied().collect();
         synced.into_iter().for_each(|id| self.index(id));
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(43) {
+            return out;
+        }
         self.answer_progress(&mut out);
         out
     }
@@ -363,6 +380,11 @@ impl WatcherSet {
     }
 
     fn answer_progress(&mut self, out: &mut Vec<WatchResponse>) {
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(15) && self.progress_asked {
+            self.progress_asked = false;
+            out.push(self.progress(NO_WATCHER));
+        }
         if self.progress_asked
             && !self.watchers.is_empty()
             && self.unsynced.is_empty()
@@ -456,6 +478,8 @@ fn event(read: &dyn Read, at: Revision, record: &Bytes, compacted: i64, prev: bo
     let (kind, kv) = layout::decode_history(at.main, record);
     // What was before the compaction revision may be scrubbed on one member and not yet on another: none shows it.
     let known = |prev: &KeyValue| at.main > compacted || prev.mod_revision == at.main;
+    #[cfg(feature = "planted")]
+    let known = |prev: &KeyValue| known(prev) || keelson_plant::is(42);
     let before = before(at).filter(|_| prev);
     let prev_kv = before.and_then(|before| version_at(read, &kv.key, before)).filter(known);
     let kind = match kind {

@@ -156,11 +156,19 @@ impl SnapshotReader {
 /// How much of a snapshot goes into one chunk, bytes.
 pub const CHUNK: usize = 256 * 1024;
 
-/// The backend in memory, for tests and simulation: `flush` copies the state to what `crash` leaves.
+/// The backend in memory, for tests and simulation: what was flushed survives a `crash`, and of the commits since then
+/// as many as the caller says, for a real backend may flush on its own at any time.
 #[derive(Default)]
 pub struct MemoryStore {
     live: RwLock<Contents>,
-    durable: Mutex<Contents>,
+    durable: Mutex<Durable>,
+}
+
+#[derive(Default)]
+struct Durable {
+    flushed: Contents,
+    /// Commits and prunes since the last flush, in order; a prune has no mark.
+    since: Vec<(Vec<Write>, Option<Bytes>)>,
 }
 
 #[derive(Clone, Default)]
@@ -170,15 +178,35 @@ struct Contents {
 }
 
 impl MemoryStore {
-    /// What a machine that loses power now finds after its restart.
-    pub fn crash(&self) -> MemoryStore {
-        let durable = self.durable.lock().expect("no panic while locked").clone();
-        MemoryStore { live: RwLock::new(durable.clone()), durable: Mutex::new(durable) }
+    /// What a machine that loses power now finds after its restart; `keep` is told how many batches were not flushed
+    /// and answers how many of them, from the oldest on, were written all the same.
+    pub fn crash(&self, keep: impl FnOnce(usize) -> usize) -> MemoryStore {
+        let durable = self.durable.lock().expect("no panic while locked");
+        let mut found = durable.flushed.clone();
+        let kept = keep(durable.since.len()).min(durable.since.len());
+        durable.since[..kept].iter().for_each(|(writes, mark)| found.write(writes, mark.as_ref()));
+        let durable = Durable { flushed: found.clone(), since: Vec::new() };
+        MemoryStore { live: RwLock::new(found), durable: Mutex::new(durable) }
+    }
+
+    fn write(&self, writes: &[Write], mark: Option<Bytes>) {
+        let mut live = self.live.write().expect("no panic while locked");
+        live.write(writes, mark.as_ref());
+        self.durable.lock().expect("no panic while locked").since.push((writes.to_vec(), mark));
     }
 
     /// A copy of the live state.
     pub fn contents(&self) -> MemoryBackend {
         self.live.read().expect("no panic while locked").state.clone()
+    }
+}
+
+impl Contents {
+    fn write(&mut self, writes: &[Write], mark: Option<&Bytes>) {
+        self.state.write(writes);
+        if let Some(mark) = mark {
+            self.mark = Some(mark.clone());
+        }
     }
 }
 
@@ -196,14 +224,12 @@ impl Backend for MemoryStore {
     type Incoming = BTreeMap<(u8, Bytes), (Cf, Bytes)>;
 
     fn commit(&self, writes: &[Write], mark: &[u8]) -> io::Result<()> {
-        let mut live = self.live.write().expect("no panic while locked");
-        live.state.write(writes);
-        live.mark = Some(Bytes::copy_from_slice(mark));
+        self.write(writes, Some(Bytes::copy_from_slice(mark)));
         Ok(())
     }
 
     fn prune(&self, writes: &[Write]) -> io::Result<()> {
-        self.live.write().expect("no panic while locked").state.write(writes);
+        self.write(writes, None);
         Ok(())
     }
 
@@ -212,8 +238,8 @@ impl Backend for MemoryStore {
     }
 
     async fn flush(&self) -> io::Result<()> {
-        let live = self.live.read().expect("no panic while locked").clone();
-        *self.durable.lock().expect("no panic while locked") = live;
+        let flushed = self.live.read().expect("no panic while locked").clone();
+        *self.durable.lock().expect("no panic while locked") = Durable { flushed, since: Vec::new() };
         Ok(())
     }
 
@@ -256,7 +282,8 @@ impl Backend for MemoryStore {
             .collect();
         state.write(&writes);
         let contents = Contents { state, mark: Some(Bytes::copy_from_slice(mark)) };
-        *self.durable.lock().expect("no panic while locked") = contents.clone();
+        let durable = Durable { flushed: contents.clone(), since: Vec::new() };
+        *self.durable.lock().expect("no panic while locked") = durable;
         *self.live.write().expect("no panic while locked") = contents;
         Ok(())
     }

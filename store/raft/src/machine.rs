@@ -173,6 +173,10 @@ impl<B: Backend> StateMachine<B> {
         let position = index + 1;
         let run = |batch: Batch| apply(&mut guarded.state, backend.as_ref(), position, &batch);
         let effects = batch.map(run).unwrap_or_default();
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(6) {
+            backend.commit(&[], &mark)?;
+        }
         backend.commit(&effects.writes, &mark)?;
         self.listener.applied(&guarded.state, effects.events, effects.compacted);
         if !effects.tokens.is_empty() {
@@ -262,6 +266,8 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
             }
         };
         let mark = (meta.last_log_id, meta.last_membership.clone());
+        #[cfg(feature = "planted")]
+        let mark = (mark.0.filter(|_| !keelson_plant::is(7)), mark.1);
         self.set_installing(true);
         let installed = self.shared.backend.install(incoming, &encode_mark(&mark)).await;
         if let Err(error) = installed {
@@ -275,6 +281,12 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
             let mut guarded = self.shared.state.write().expect("no panic while the state is locked");
             guarded.state = state;
             guarded.installing = false;
+            #[cfg(feature = "planted")]
+            if keelson_plant::is(9) {
+                drop(guarded);
+                self.shared.applied.send_replace(self.last_applied.map_or(0, |id| id.index));
+                return Ok(());
+            }
             self.listener.restored(&guarded.state);
         }
         self.shared.applied.send_replace(self.last_applied.map_or(0, |id| id.index));

@@ -96,6 +96,8 @@ where
         // read index could lie before an acknowledged write (found by the simulator). It must be elected again.
         let raft_config =
             Config { enable_leader_restore: Some(false), enable_pre_vote: Some(true), ..config.raft };
+        #[cfg(feature = "planted")]
+        let raft_config = Config { enable_leader_restore: Some(keelson_plant::is(40)), ..raft_config };
         let raft_config = raft_config.validate().map_err(|error| ReplicaError::Config(error.to_string()))?;
         let election = Duration::from_millis(raft_config.election_timeout_max);
         let machine = StateMachine::open(backend, listener)?;

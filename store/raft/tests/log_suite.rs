@@ -90,6 +90,28 @@ async fn a_restart_finds_entries_vote_and_purge_point() {
     }
 }
 
+/// A crash between the first append after an installed snapshot and the purge of what it covers (first found by the
+/// simulation).
+#[tokio::test]
+async fn a_gap_is_accepted_where_an_installed_snapshot_explains_it() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    {
+        let mut log = open(folder.path()).expect("opens");
+        append(&mut log, (0..3).map(|i| entry(1, i, 10)).collect()).await;
+        append(&mut log, vec![entry(2, 10, 10)]).await;
+    }
+    let log = open(folder.path()).expect("opens");
+    let refused = log.settle(Some(id(1, 8)));
+    assert!(matches!(refused, Err(LogError::Gap { expected: 3, found: 10, .. })), "{refused:?}");
+    let mut log = open(folder.path()).expect("opens again");
+    log.settle(Some(id(2, 9))).expect("the state has what is missing");
+    assert_eq!(indexes(&mut log).await, [10]);
+    append(&mut log, vec![entry(2, 11, 10)]).await;
+    drop(log);
+    let mut log = open(folder.path()).expect("and needs no explanation any more");
+    assert_eq!(indexes(&mut log).await, [10, 11]);
+}
+
 #[tokio::test]
 async fn old_segments_are_read_back_and_dropped_when_purged() {
     let folder = tempfile::tempdir().expect("a temporary folder");

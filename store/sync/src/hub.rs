@@ -214,6 +214,12 @@ impl<T> Cursor<T> {
             return closed.then_some(Next::Closed);
         }
         let slot = lock(self.hub.slot(self.next));
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(16) && slot.as_ref().is_none_or(|entry| entry.position != self.next) {
+            drop(slot);
+            self.next = published;
+            return self.try_next();
+        }
         match slot.as_ref().filter(|entry| entry.position == self.next) {
             Some(entry) => {
                 self.next += 1;

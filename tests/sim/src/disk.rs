@@ -45,14 +45,23 @@ impl SimDisk {
         self.0.lock().expect("no panic while locked")
     }
 
-    /// The power goes: this handle is dead, the returned one holds what was synced and perhaps a torn prefix of the
-    /// next append.
+    /// The power goes: this handle is dead, the returned one holds what was synced, some of what was written since in
+    /// its order, and perhaps a torn prefix of the next append.
     pub fn crash(&self) -> SimDisk {
         let mut inner = self.inner();
         inner.dead = true;
         let mut synced = inner.synced.clone();
-        let waiting = std::mem::take(&mut inner.waiting);
-        if let Some(Operation::Append { file, data, .. }) = waiting.into_iter().next() {
+        let mut waiting = std::mem::take(&mut inner.waiting).into_iter();
+        let whole = if waiting.len() > 0 { inner.random.random_range(0..=waiting.len()) } else { 0 };
+        for operation in waiting.by_ref().take(whole) {
+            match operation {
+                Operation::Append { file, data, .. } => {
+                    synced.entry(file).or_default().extend_from_slice(&data);
+                }
+                Operation::Remove { file } => drop(synced.remove(&file)),
+            }
+        }
+        if let Some(Operation::Append { file, data, .. }) = waiting.next() {
             let kept = inner.random.random_range(0..=data.len());
             if kept > 0 {
                 synced.entry(file).or_default().extend_from_slice(&data[..kept]);

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use keelson_sim::world;
 
-const USAGE: &str = "usage: cargo xtask sim [--seed N [--trace]] [--seeds COUNT] [--from N]";
+const USAGE: &str =
+    "usage: cargo xtask sim [--seed N [--trace]] [--seeds COUNT] [--from N] | --histories COUNT";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -14,6 +15,13 @@ fn main() -> ExitCode {
         let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
         match (word.as_str(), ()) {
             ("--trace", ()) => trace = true,
+            ("--histories", ()) => match number() {
+                Some(count) => {
+                    (0..count).for_each(|seed| println!("{}", keelson_sim::histories::line(seed)));
+                    return ExitCode::SUCCESS;
+                }
+                None => return usage(),
+            },
             ("--seed", ()) => match number() {
                 Some(seed) => (from, count) = (seed, 1),
                 None => return usage(),

@@ -13,6 +13,7 @@ use openraft::AsyncRuntime;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::judge::Shared;
 use crate::runtime::Runtime;
 
 /// A simulated member's replica.
@@ -31,10 +32,14 @@ struct Inner {
     /// Of a thousand messages, how many are lost.
     lost: u32,
     slowest: Duration,
+    /// Who sent log entries as leader, by term (S1).
+    leaders: BTreeMap<u64, u64>,
+    two_leaders: Option<String>,
+    shared: Shared,
 }
 
 impl SimNetwork {
-    pub fn new(seed: u64, lost: u32, slowest: Duration) -> SimNetwork {
+    pub fn new(seed: u64, lost: u32, slowest: Duration, shared: Shared) -> SimNetwork {
         let random = SmallRng::seed_from_u64(seed);
         SimNetwork(Arc::new(Mutex::new(Inner {
             random,
@@ -42,6 +47,9 @@ impl SimNetwork {
             cut: BTreeSet::new(),
             lost,
             slowest,
+            leaders: BTreeMap::new(),
+            two_leaders: None,
+            shared,
         })))
     }
 
@@ -70,6 +78,29 @@ impl SimNetwork {
 
     pub fn mend_cuts(&self) {
         self.inner().cut.clear();
+    }
+
+    /// A member acts as the leader of a term.
+    fn leads(&self, term: u64, id: u64) {
+        let mut inner = self.inner();
+        if !inner.leaders.contains_key(&term) {
+            inner.shared.moment(id);
+        }
+        let known = *inner.leaders.entry(term).or_insert(id);
+        if known != id {
+            let story = format!("members {known} and {id} both lead term {term}");
+            inner.two_leaders.get_or_insert(story);
+        }
+    }
+
+    /// S1: the first term seen to have two leaders.
+    pub fn two_leaders(&self) -> Option<String> {
+        self.inner().two_leaders.clone()
+    }
+
+    /// How many terms have had a leader.
+    pub fn terms(&self) -> usize {
+        self.inner().leaders.len()
     }
 
     /// How long a message takes, or `None` when it is lost.
@@ -132,6 +163,9 @@ impl Transport<Runtime> for SimTransport {
         request: Request<Runtime>,
         timeout: Duration,
     ) -> Result<Reply<Runtime>, TransportError> {
+        if let Request::Append(append) = &request {
+            self.network.leads(append.vote.leader_id.term, self.id);
+        }
         let member = self.there(target, timeout).await?;
         // The receiver goes on even when the sender no longer waits.
         let work = Runtime::spawn(async move { member.receive(request).await });

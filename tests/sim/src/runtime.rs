@@ -2,8 +2,7 @@
 //!
 //! tokio's current-thread scheduler is a queue, its paused clock jumps to the next timer when nothing is ready, and
 //! openraft 0.10 selects in argument order; what is left is randomness. openraft's comes from the seed along the tree
-//! of spawned tasks (`DeterministicRng`). tokio's own (which waiter of a watch channel wakes first) can be seeded only
-//! under `--cfg tokio_unstable`: without it a run is a sound test but does not replay, so `cargo xtask sim` sets it.
+//! of spawned tasks (`DeterministicRng`), tokio's own through `seam`.
 
 use std::future::Future;
 use std::time::Duration;
@@ -73,8 +72,6 @@ impl AsyncRuntime for SingleThread {
 
     fn new(_threads: usize) -> Self {
         let mut builder = tokio::runtime::Builder::new_current_thread();
-        #[cfg(tokio_unstable)]
-        builder.rng_seed(tokio::runtime::RngSeed::from_bytes(b"keelson"));
         SingleThread(
             builder.enable_time().start_paused(true).build().expect("a runtime without IO needs nothing"),
         )

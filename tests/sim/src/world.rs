@@ -6,34 +6,34 @@
 //! the end the core's own invariants hold, members are equal and the clients' history is judged.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
-use keelson_store_core::{
-    Command, PutRequest, RangeRequest, Response, RevisionEvents, State, invariants, range,
-};
+use keelson_store_core::compact::Scrub;
+use keelson_store_core::{Command, PutRequest, invariants};
 use keelson_store_raft::log::SegmentLog;
 use keelson_store_raft::replica::ReplicaConfig;
-use keelson_store_raft::{Listener, MemoryStore, Node, Replica};
+use keelson_store_raft::{MemoryStore, Node, Replica};
 use openraft::{AsyncRuntime, SnapshotPolicy};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::checker::{self, Log, Operation, Time, Violation};
+use crate::checker::{self, Operation, Violation};
+use crate::clients::{Client, Open, PATIENCE};
 use crate::disk::SimDisk;
+use crate::judge::{Judge, PROBE, Shared, bytes};
 use crate::network::{Member, SimNetwork, SimTransport};
 use crate::runtime::Runtime;
+use crate::seam::{begin_time, end_time, on_seeded_thread};
 
-const MEMBERS: u64 = 3;
+/// Their ids are 1 to this.
+pub const MEMBERS: u64 = 3;
 const CLIENTS: u64 = 4;
-const KEYS: u64 = 5;
+/// Clients that hold leases.
+const HOLDERS: u64 = 2;
 /// Virtual length of the two phases.
 const FAULTS_FOR: Duration = Duration::from_secs(60);
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
-/// How long a client waits for one answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a run was and found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,94 +44,16 @@ pub struct Report {
     pub reads: usize,
     pub crashes: usize,
     pub cuts: usize,
+    /// Leases whose end took a key along.
+    pub expired: usize,
+    pub compactions: usize,
+    /// Reads at a revision of the past.
+    pub old_reads: usize,
+    /// Terms that had a leader.
+    pub terms: usize,
     pub virtual_time: Duration,
     /// The trace's lines, in order: equal for equal seeds.
     pub trace: Vec<String>,
-}
-
-/// What all parts of a run write to.
-#[derive(Default)]
-struct Record {
-    history: Vec<Operation>,
-    log: Log,
-    /// Applied revision -> hash of the state after it, from whichever member came first.
-    states: BTreeMap<u64, u64>,
-    violation: Option<Violation>,
-    trace: Vec<String>,
-    crashes: usize,
-    cuts: usize,
-}
-
-#[derive(Clone)]
-struct Shared {
-    record: Arc<Mutex<Record>>,
-    started: tokio::time::Instant,
-}
-
-impl Shared {
-    fn record(&self) -> MutexGuard<'_, Record> {
-        self.record.lock().expect("no panic while locked")
-    }
-
-    fn now(&self) -> Time {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
-    }
-
-    fn trace(&self, line: String) {
-        let now = self.now();
-        self.record().trace.push(format!("{now:>10} {line}"));
-    }
-
-    fn violated(&self, property: &'static str, story: String) {
-        self.record().violation.get_or_insert(Violation { property, story });
-    }
-}
-
-/// Compares what each member applies with what any member applied before.
-struct Judge {
-    id: u64,
-    shared: Shared,
-}
-
-impl Listener for Judge {
-    fn applied(&self, state: &State, events: Vec<RevisionEvents>, _compacted: bool) {
-        for group in events {
-            for event in &group.events {
-                let entry = (number(&event.kv.key), number(&event.kv.value));
-                let known = *self.shared.record().log.entry(group.revision).or_insert(entry);
-                if known != entry {
-                    self.shared.violated(
-                        "S5",
-                        format!(
-                            "member {} has {entry:?} at {}, another had {known:?}",
-                            self.id, group.revision
-                        ),
-                    );
-                }
-            }
-        }
-        let mut hasher = DefaultHasher::new();
-        state.hash(&mut hasher);
-        let hash = hasher.finish();
-        let known = *self.shared.record().states.entry(state.applied()).or_insert(hash);
-        if known != hash {
-            self.shared.violated("S4", format!("member {} differs after entry {}", self.id, state.applied()));
-        }
-        self.shared.trace(format!("m{} applied {} revision {}", self.id, state.applied(), state.revision()));
-    }
-
-    fn restored(&self, state: &State) {
-        self.shared.trace(format!("m{} restored {} revision {}", self.id, state.applied(), state.revision()));
-    }
-}
-
-/// Keys and values are numbers of eight bytes.
-fn bytes(number: u64) -> Bytes {
-    Bytes::copy_from_slice(&number.to_be_bytes())
-}
-
-fn number(bytes: &Bytes) -> u64 {
-    bytes.as_ref().try_into().map_or(u64::MAX, u64::from_be_bytes)
 }
 
 /// What survives a member's crash, and its running replica.
@@ -142,13 +64,15 @@ struct Machine {
     incarnation: u64,
 }
 
-struct World {
-    shared: Shared,
+/// Three members, their disks and their links.
+pub struct World {
+    pub shared: Shared,
     network: SimNetwork,
     random: SmallRng,
     machines: BTreeMap<u64, Machine>,
-    /// Where the clients find whoever runs.
-    open: Arc<Mutex<BTreeMap<u64, Arc<Member>>>>,
+    pub open: Open,
+    /// Of a hundred telling moments, how many are met by a crash.
+    spite: u32,
 }
 
 /// Runs one seed.
@@ -156,25 +80,31 @@ struct World {
 /// # Errors
 /// The first violation, with the trace up to it.
 pub fn run(seed: u64) -> Result<Report, (Violation, Report)> {
+    on_seeded_thread(seed, move || run_here(seed))
+}
+
+fn run_here(seed: u64) -> Result<Report, (Violation, Report)> {
     let mut runtime = Runtime::new(1);
     runtime.set_seed(seed);
     runtime.block_on(async move {
-        let shared = Shared { record: Arc::default(), started: tokio::time::Instant::now() };
+        begin_time();
+        let shared = Shared::begin();
         let mut world = World::new(seed, shared.clone());
         let outcome = world.live().await;
-        let seen = shared.record().violation.take();
-        let judged = outcome.and_then(|()| seen.map_or(Ok(()), Err));
+        // What was seen first explains what came of it.
+        let judged = world.seen().and(outcome);
         let judged = judged.and_then(|()| {
             let record = shared.record();
-            checker::check(&record.history, &record.log)
+            checker::check(&record.history, &record.log, record.newest())
         });
-        let report = report(seed, &shared);
+        let report = report(seed, &shared, world.network.terms());
         world.stop().await;
+        end_time();
         judged.map_or_else(|violation| Err((violation, report.clone())), |()| Ok(report.clone()))
     })
 }
 
-fn report(seed: u64, shared: &Shared) -> Report {
+fn report(seed: u64, shared: &Shared, terms: usize) -> Report {
     let virtual_time = shared.started.elapsed();
     let record = shared.record();
     let count =
@@ -186,6 +116,10 @@ fn report(seed: u64, shared: &Shared) -> Report {
         reads: count(|operation| matches!(operation, Operation::Read { .. })),
         crashes: record.crashes,
         cuts: record.cuts,
+        expired: record.expired,
+        compactions: record.compactions,
+        old_reads: record.old_reads,
+        terms,
         virtual_time,
         trace: record.trace.clone(),
     }
@@ -193,43 +127,81 @@ fn report(seed: u64, shared: &Shared) -> Report {
 
 impl World {
     /// The swarm: each seed draws how bad the disks and links are.
-    fn new(seed: u64, shared: Shared) -> World {
+    pub fn new(seed: u64, shared: Shared) -> World {
         let mut random = SmallRng::seed_from_u64(seed);
         let lost = [0, 0, 5, 30, 100][random.random_range(0..5)];
         let slow_link = Duration::from_millis([1, 5, 30, 120][random.random_range(0..4)]);
         let slow_disk = Duration::from_millis([1, 3, 20, 100][random.random_range(0..4)]);
-        shared
-            .trace(format!("seed {seed}: {lost}/1000 lost, links <= {slow_link:?}, syncs <= {slow_disk:?}"));
-        let network = SimNetwork::new(random.random(), lost, slow_link);
+        let spite = [0, 10, 40][random.random_range(0..3)];
+        shared.trace(format!(
+            "seed {seed}: {lost}/1000 lost, links <= {slow_link:?}, syncs <= {slow_disk:?}, spite {spite}/100"
+        ));
+        let network = SimNetwork::new(random.random(), lost, slow_link, shared.clone());
         let machines = (1..=MEMBERS)
             .map(|id| {
                 let disk = SimDisk::new(random.random(), slow_disk);
                 (id, Machine { disk, backend: Arc::default(), replica: None, incarnation: 0 })
             })
             .collect();
-        World { shared, network, random, machines, open: Arc::default() }
+        World { shared, network, random, machines, open: Arc::default(), spite }
     }
 
-    /// Both phases.
-    async fn live(&mut self) -> Result<(), Violation> {
+    /// Starts the members and forms the group.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub async fn boot(&mut self) -> Result<(), Violation> {
         for id in 1..=MEMBERS {
             self.start(id).await?;
         }
         let members =
             (1..=MEMBERS).map(|id| (id, Node { name: format!("m{id}"), ..Node::default() })).collect();
         let first = self.machines[&1].replica.clone().expect("just started");
-        first.initialize(members).await.map_err(|error| broken(format!("initialize: {error}")))?;
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|client| {
-                let (shared, open, seed) = (self.shared.clone(), self.open.clone(), self.random.random());
-                Runtime::spawn(client_loop(client, seed, shared, open))
-            })
-            .collect();
-        while self.shared.started.elapsed() < FAULTS_FOR && self.shared.record().violation.is_none() {
-            let pause = Duration::from_millis(self.random.random_range(100..3_000));
-            Runtime::sleep(pause).await;
-            self.fault().await?;
+        first.initialize(members).await.map_err(|error| broken(format!("initialize: {error}")))
+    }
+
+    /// Both phases.
+    async fn live(&mut self) -> Result<(), Violation> {
+        self.boot().await?;
+        let mut clients = Vec::new();
+        for number in 0..=CLIENTS + HOLDERS {
+            let (shared, open, seed) = (self.shared.clone(), self.open.clone(), self.random.random());
+            let client = Client { number, seed, shared, open, until: FAULTS_FOR };
+            clients.push(match number {
+                number if number < CLIENTS => Runtime::spawn(client.write_and_read()),
+                number if number < CLIENTS + HOLDERS => Runtime::spawn(client.hold_leases()),
+                _ => Runtime::spawn(client.compact_and_look_back()),
+            });
         }
+        while self.shared.started.elapsed() < FAULTS_FOR {
+            self.trouble().await?;
+        }
+        self.heal().await?;
+        for client in clients {
+            client.await.map_err(|error| broken(format!("a client: {error}")))?;
+        }
+        self.converge().await
+    }
+
+    /// The next fault, after a while or at a telling moment.
+    ///
+    /// # Errors
+    /// A property that was violated meanwhile.
+    pub async fn trouble(&mut self) -> Result<(), Violation> {
+        self.seen()?;
+        let pause = Duration::from_millis(self.random.random_range(100..3_000));
+        let shared = self.shared.clone();
+        match Runtime::timeout(pause, shared.next_moment()).await {
+            Ok(id) => self.meet(id).await,
+            Err(_) => self.fault().await,
+        }
+    }
+
+    /// Links carry everything again, and everybody runs.
+    ///
+    /// # Errors
+    /// A member does not start.
+    pub async fn heal(&mut self) -> Result<(), Violation> {
         self.network.heal();
         self.shared.trace("healed".to_owned());
         for id in 1..=MEMBERS {
@@ -237,10 +209,16 @@ impl World {
                 self.start(id).await?;
             }
         }
-        for client in clients {
-            client.await.map_err(|error| broken(format!("a client: {error}")))?;
-        }
-        self.converge().await
+        Ok(())
+    }
+
+    /// What the checks that go on all the time have found so far.
+    ///
+    /// # Errors
+    /// The first violation.
+    pub fn seen(&self) -> Result<(), Violation> {
+        let leaders = self.network.two_leaders().map(|story| Violation { property: "S1", story });
+        self.shared.violation().or(leaders).map_or(Ok(()), Err)
     }
 
     /// One fault or one repair.
@@ -267,6 +245,25 @@ impl World {
         Ok(())
     }
 
+    /// A member has just been elected, or has installed a snapshot: perhaps it, or everybody, crashes right then and is
+    /// back at once.
+    async fn meet(&mut self, id: u64) -> Result<(), Violation> {
+        if self.random.random_range(0..100) >= self.spite {
+            return Ok(());
+        }
+        let longest = 1 << self.random.random_range(0..9);
+        Runtime::sleep(Duration::from_millis(self.random.random_range(0..longest))).await;
+        let all = self.random.random_bool(0.5);
+        let victims = (1..=MEMBERS).filter(|one| all || *one == id);
+        for id in victims.collect::<Vec<_>>() {
+            if self.machines[&id].replica.is_some() {
+                self.crash(id);
+                self.start(id).await?;
+            }
+        }
+        Ok(())
+    }
+
     fn cut(&self, from: u64, to: u64) {
         self.network.cut(from, to);
         self.shared.record().cuts += 1;
@@ -280,7 +277,8 @@ impl World {
         self.network.leave(id);
         self.open.lock().expect("no panic while locked").remove(&id);
         machine.disk = machine.disk.crash();
-        machine.backend = Arc::new(machine.backend.crash());
+        let random = &mut self.random;
+        machine.backend = Arc::new(machine.backend.crash(|unflushed| random.random_range(0..=unflushed)));
         machine.incarnation += 1;
         drop(Runtime::spawn(async move { replica.stop().await }));
         self.shared.record().crashes += 1;
@@ -293,7 +291,7 @@ impl World {
         let transport = SimTransport { id, incarnation, network: self.network.clone() };
         let log = SegmentLog::open(Arc::new(machine.disk.clone()))
             .map_err(|error| broken(format!("m{id}: {error}")))?;
-        let judge = Judge { id, shared: self.shared.clone() };
+        let judge = Judge::new(id, self.shared.clone());
         let replica = Replica::start(
             configuration(id),
             log,
@@ -305,6 +303,7 @@ impl World {
         let replica = replica.map_err(|error| broken(format!("m{id} does not start: {error}")))?;
         self.shared.trace(format!("start {id}"));
         self.network.join(id, incarnation, replica.clone());
+        drop(Runtime::spawn(scrub(Arc::downgrade(&replica), self.random.random())));
         self.open.lock().expect("no panic while locked").insert(id, replica.clone());
         machine.replica = Some(replica);
         Ok(())
@@ -318,21 +317,27 @@ impl World {
         let mut written = false;
         loop {
             if !written {
-                let put = PutRequest {
-                    key: bytes(u64::MAX - 1),
-                    value: bytes(u64::MAX - 1),
-                    ..PutRequest::default()
-                };
+                let put = PutRequest { key: bytes(PROBE), value: bytes(PROBE), ..PutRequest::default() };
                 let answer = Runtime::timeout(PATIENCE, replicas[0].propose(Command::Put(put))).await;
                 written = matches!(answer, Ok(Ok(_)));
             }
             let applied: Vec<u64> = replicas.iter().map(|replica| replica.shared.applied()).collect();
-            if written && applied.iter().all(|index| *index == applied[0]) {
+            let leases: Vec<usize> = replicas
+                .iter()
+                .map(|replica| replica.shared.read(|state, _| state.lessor().len()).unwrap_or(usize::MAX))
+                .collect();
+            let equal = applied.iter().all(|index| *index == applied[0]);
+            let scrubbed = replicas.iter().all(|replica| {
+                let due = replica.shared.read(|state, backend| Scrub::due(state, backend));
+                due.is_some_and(|scrub| scrub.is_none())
+            });
+            if written && equal && scrubbed && leases.iter().all(|count| *count == 0) {
                 return self.equal(&replicas);
             }
             if tokio::time::Instant::now() > deadline {
                 let story = format!(
-                    "not converged within {CONVERGE_WITHIN:?}: applied {applied:?}, a write was acknowledged: {written}"
+                    "not converged within {CONVERGE_WITHIN:?}: applied {applied:?}, a write was acknowledged: {written}, \
+                     leases left: {leases:?}"
                 );
                 return Err(Violation { property: "liveness", story });
             }
@@ -362,16 +367,33 @@ impl World {
                 });
             }
         }
-        // The convergence probe is ours, not a client's.
-        self.shared.record().log.retain(|_, (key, _)| *key != u64::MAX - 1);
         Ok(())
     }
 
-    async fn stop(&mut self) {
+    /// Ends all members in good order.
+    pub async fn stop(&mut self) {
         for machine in self.machines.values_mut() {
             if let Some(replica) = machine.replica.take() {
                 replica.stop().await;
             }
+        }
+    }
+}
+
+/// Gives back a member's compacted space in small slices, as long as it runs.
+async fn scrub(member: Weak<Member>, seed: u64) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut under_way: Option<Scrub> = None;
+    loop {
+        Runtime::sleep(Duration::from_millis(random.random_range(10..300))).await;
+        let Some(member) = member.upgrade() else { return };
+        let next = under_way
+            .take()
+            .or_else(|| member.shared.read(|state, backend| Scrub::due(state, backend)).flatten());
+        let Some(scrub) = next else { continue };
+        // `None`: a snapshot is being installed; what is due afterwards is looked up again.
+        if let Some(Ok(next)) = member.shared.scrub(|backend| scrub.slice(backend, 5)) {
+            under_way = next;
         }
     }
 }
@@ -394,60 +416,4 @@ fn configuration(id: u64) -> ReplicaConfig {
         ..openraft::Config::default()
     };
     ReplicaConfig { id, raft, request_timeout: PATIENCE }
-}
-
-/// Closed loop: a write or a linearizable read at whichever member it finds, until the faults are over.
-async fn client_loop(client: u64, seed: u64, shared: Shared, open: Arc<Mutex<BTreeMap<u64, Arc<Member>>>>) {
-    let mut random = SmallRng::seed_from_u64(seed);
-    let mut written = 0;
-    while shared.started.elapsed() < FAULTS_FOR {
-        Runtime::sleep(Duration::from_millis(random.random_range(1..200))).await;
-        let member = {
-            let open = open.lock().expect("no panic while locked");
-            let at = random.random_range(0..open.len().max(1));
-            open.values().nth(at).cloned()
-        };
-        let Some(member) = member else { continue };
-        let key = random.random_range(0..KEYS);
-        if random.random_bool(0.6) {
-            written += 1;
-            write(&shared, &member, key, client * 1_000_000 + written).await;
-        } else {
-            read(&shared, &member, key).await;
-        }
-    }
-}
-
-async fn write(shared: &Shared, member: &Member, key: u64, value: u64) {
-    let invoked = shared.now();
-    let put = Command::Put(PutRequest { key: bytes(key), value: bytes(value), ..PutRequest::default() });
-    let answer = Runtime::timeout(PATIENCE, member.propose(put)).await;
-    let revision = match answer {
-        Ok(Ok((_, Response::Put(put)))) => Some(put.revision),
-        _ => None,
-    };
-    let returned = shared.now();
-    shared.trace(format!("m{} write {key}={value} -> {revision:?}", member.id));
-    shared.record().history.push(Operation::Write { key, value, invoked, returned, revision });
-}
-
-async fn read(shared: &Shared, member: &Member, key: u64) {
-    let invoked = shared.now();
-    if !matches!(Runtime::timeout(PATIENCE, member.read_index()).await, Ok(Ok(()))) {
-        return;
-    }
-    let request = RangeRequest { key: bytes(key), ..RangeRequest::default() };
-    let Some(Ok(answer)) = member.shared.read(|state, backend| range(state, backend, &request)) else {
-        return;
-    };
-    let value = answer.kvs.first().map(|kv| number(&kv.value));
-    let returned = shared.now();
-    shared.trace(format!("m{} read {key} -> {value:?} at {}", member.id, answer.revision));
-    shared.record().history.push(Operation::Read {
-        key,
-        value,
-        invoked,
-        returned,
-        revision: answer.revision,
-    });
 }

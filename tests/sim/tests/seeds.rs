@@ -1,6 +1,5 @@
-//! The seeds of every push: the ones that once failed, fresh ones, and one run twice. Run by `cargo xtask test` (or
-//! `sim`) under `--cfg tokio_unstable`, without which a run would not replay.
-#![cfg(tokio_unstable)]
+//! The seeds of every push: the ones that once failed, fresh ones, and one run twice. `cargo xtask sim` runs
+//! others.
 
 use keelson_sim::world;
 
@@ -11,7 +10,7 @@ const ONCE_FAILED: &[(u64, &str)] = &[
 ];
 
 /// How many more seeds each push runs; `KEELSON_SIM_SEEDS` for more.
-const EACH_PUSH: u64 = 40;
+const EACH_PUSH: u64 = 200;
 
 fn must_hold(seed: u64, why: &str) {
     if let Err((violation, report)) = world::run(seed) {
@@ -51,6 +50,10 @@ fn runs_reach_the_interesting_states() {
     assert!(sum(|report| report.acknowledged) > 200, "too few writes were acknowledged");
     assert!(sum(|report| report.reads) > 100, "too few reads were answered");
     assert!(sum(|report| report.unknown) > 10, "no write's outcome was ever unknown");
+    assert!(sum(|report| report.expired) > 10, "too few leases ended");
+    assert!(sum(|report| report.compactions) > 3, "too few compactions");
+    assert!(sum(|report| report.old_reads) > 200, "too few reads of the past");
+    assert!(sum(|report| report.terms) > 20, "too few elections");
     assert!(sum(|report| report.crashes) > 10 && sum(|report| report.cuts) > 10, "too few faults");
     let restored = reports
         .iter()
@@ -63,7 +66,7 @@ fn runs_reach_the_interesting_states() {
 /// One seed is one run: the same trace, line by line.
 #[test]
 fn a_seed_replays_exactly() {
-    for seed in 1..=10 {
+    for seed in 1..=20 {
         let trace = |()| world::run(seed).map_or_else(|(_, report)| report.trace, |report| report.trace);
         let (first, second) = (trace(()), trace(()));
         let differs = first.iter().zip(&second).position(|(a, b)| a != b);

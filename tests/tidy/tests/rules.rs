@@ -1,6 +1,6 @@
 //! The rules. A failing one prints every place and what to do about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use keelson_tidy::{dependencies, files, root, shown};
@@ -99,6 +99,7 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
 const TEST_ONLY: &[&str] = &[
     "keelson-loom",
     "keelson-sim",
+    "keelson-simcluster",
     "keelson-tidy",
     "keelson-test-harness",
     "keelson-etcd-tests",
@@ -272,4 +273,48 @@ fn compatibility_rows_are_proved_by_existing_tests() {
         }
     }
     fail("an unproved row in docs/compatibility.md", "name the test that proves it, or answer `no`", &places);
+}
+
+/// Planted bugs (models/plant) are optional everywhere, never on by default, and as many as the catalogue says.
+#[test]
+fn planted_bugs_stay_out_of_what_is_shipped() {
+    let mut places = Vec::new();
+    for path in files(&root(), "toml").into_iter().filter(|path| path.ends_with("Cargo.toml")) {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let suite = ["models", "tests", "xtask"].iter().any(|top| path.starts_with(root().join(top)));
+        for line in text.lines().map(str::trim) {
+            let always = line.starts_with("keelson-plant") && !line.contains("optional = true");
+            if always && !suite && path != root().join("Cargo.toml") {
+                places.push(format!("{}: keelson-plant is not optional", shown(&path)));
+            }
+            let turned_on = line.starts_with("default") || line.contains("features = [");
+            if turned_on && line.contains("planted") {
+                places.push(format!("{}: {line}", shown(&path)));
+            }
+        }
+    }
+    let catalogue = fs::read_to_string(root().join("models/plant/src/lib.rs")).unwrap_or_default();
+    let numbers = |text: &str, before: &str| -> BTreeSet<u32> {
+        let after = text.split(before).skip(1);
+        after.filter_map(|rest| rest.split([',', ')']).next()?.trim().parse().ok()).collect()
+    };
+    let listed = numbers(&catalogue, "    bug(");
+    let mut planted = BTreeSet::new();
+    for path in files(&root(), "rs").into_iter().filter(|path| !path.starts_with(root().join("tests/tidy"))) {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let found = numbers(&text, "keelson_plant::is(");
+        let guards = text.matches("#[cfg(feature = \"planted\")]").count();
+        if !found.is_empty() && guards == 0 {
+            places.push(format!("{}: a planted bug without #[cfg(feature = \"planted\")]", shown(&path)));
+        }
+        planted.extend(found);
+    }
+    for number in listed.symmetric_difference(&planted) {
+        places.push(format!("bug {number} is in the catalogue or in the code, not in both"));
+    }
+    fail(
+        "a planted bug could be shipped, or is not accounted for",
+        "make the dependency optional behind the feature `planted`, and list each bug in models/plant",
+        &places,
+    );
 }

@@ -40,6 +40,10 @@ pub fn shrink_old_to_zero(sets: &mut Sets) {
 pub fn shrink_old(spec: &DeploymentSpec, sets: &mut Sets) {
     // A set made or grown by this very plan has no available pods yet.
     let Some(new) = sets.new.clone() else { return };
+    #[cfg(feature = "planted")]
+    if keelson_plant::is(26) && new.replicas == new.size() {
+        return;
+    }
     let least = replicas(spec) - fence(spec).1;
     let new_unavailable = new.replicas - new.available();
     let mut room = sets.total() - least - new_unavailable;

@@ -377,10 +377,10 @@ impl Model for Bounds {
 /// Explores the model; `Deep` lets somebody delete a pod as well (617,312 states).
 pub fn run(bound: Bound) -> Report {
     let bounds = match bound {
-        Bound::Smoke => Bounds { most: 2, edits: 1, faults: 1, kills: 0 },
+        Bound::Smoke | Bound::Browse => Bounds { most: 2, edits: 1, faults: 1, kills: 0 },
         Bound::Deep => Bounds { most: 2, edits: 1, faults: 1, kills: 1 },
     };
-    explore("controllers-replicaset", bounds)
+    explore("controllers-replicaset", bound, bounds)
 }
 
 #[cfg(test)]

@@ -100,10 +100,10 @@ pub struct Kv {
 /// Runs the model.
 pub fn run(bound: Bound) -> Report {
     let model = match bound {
-        Bound::Smoke => Kv { entries: 4, restarts: 1 },
+        Bound::Smoke | Bound::Browse => Kv { entries: 4, restarts: 1 },
         Bound::Deep => Kv { entries: 6, restarts: 1 },
     };
-    explore("store-kv", model)
+    explore("store-kv", bound, model)
 }
 
 fn put(key: &'static str, lease: i64) -> PutRequest {

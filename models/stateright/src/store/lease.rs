@@ -74,10 +74,10 @@ pub struct Leases {
 /// Runs the model.
 pub fn run(bound: Bound) -> Report {
     let model = match bound {
-        Bound::Smoke => Leases { seconds: 4, terms: 2, log: 3 },
+        Bound::Smoke | Bound::Browse => Leases { seconds: 4, terms: 2, log: 3 },
         Bound::Deep => Leases { seconds: 6, terms: 3, log: 5 },
     };
-    explore("store-lease", model)
+    explore("store-lease", bound, model)
 }
 
 impl Request {
@@ -116,6 +116,8 @@ impl World {
         });
         if renewed && fresh {
             self.promised = self.real * 1000 + TTL as u64 * 1000;
+            // Told that it lives, in the very batch that ended it.
+            self.early |= self.state.lessor().get(ID).is_none();
         }
     }
 

@@ -82,10 +82,10 @@ pub struct Watch {
 /// Runs the model.
 pub fn run(bound: Bound) -> Report {
     let model = match bound {
-        Bound::Smoke => Watch { writes: 3, watchers: 2 },
+        Bound::Smoke | Bound::Browse => Watch { writes: 3, watchers: 2 },
         Bound::Deep => Watch { writes: 5, watchers: 2 },
     };
-    explore("store-watch", model)
+    explore("store-watch", bound, model)
 }
 
 fn key(name: &'static str) -> Bytes {

@@ -199,6 +199,8 @@ impl<D: Disk> SegmentLog<D> {
     pub fn settle(&self, applied: Option<LogId>) -> Result<(), LogError> {
         let mut inner = self.lock();
         let Some(gap) = inner.gap.take() else { return Ok(()) };
+        #[cfg(feature = "planted")]
+        let applied = applied.filter(|_| !keelson_plant::is(41));
         match applied.filter(|applied| applied.index + 1 >= gap.found) {
             Some(applied) => {
                 inner.purge(applied);
@@ -500,6 +502,13 @@ impl<R: AsyncRuntime, D: Disk> RaftLogStorage<TypeConfig<R>> for SegmentLog<D> {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let vote = *vote;
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(2) {
+            let mut inner = self.lock();
+            inner.vote = Some(vote);
+            self.write(&mut inner, &Record::Vote(vote), None);
+            return Ok(());
+        }
         self.write_through(|inner| {
             inner.vote = Some(vote);
             Record::Vote(vote)
@@ -529,6 +538,12 @@ impl<R: AsyncRuntime, D: Disk> RaftLogStorage<TypeConfig<R>> for SegmentLog<D> {
             self.roll(&mut inner);
         }
         let mut callback = Some(callback);
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(1)
+            && let Some(early) = callback.take()
+        {
+            early.io_completed(Ok(()));
+        }
         let mut entries = entries.into_iter().peekable();
         while let Some(entry) = entries.next() {
             let last = entries.peek().is_none();

@@ -123,6 +123,10 @@ fn judge(data: &[u8], bad: usize) -> Damage {
     if data[bad..].iter().all(|byte| *byte == 0) {
         return Damage::Torn(bad as u64);
     }
+    #[cfg(feature = "planted")]
+    if keelson_plant::is(10) {
+        return Damage::Torn(bad as u64);
+    }
     let magic = MAGIC.to_be_bytes();
     let mut at = bad + 1;
     while let Some(step) = data.get(at..).and_then(|rest| rest.windows(4).position(|four| four == magic)) {

@@ -1,0 +1,3 @@
+//! Models of the shipped API semantics.
+
+pub mod updates;

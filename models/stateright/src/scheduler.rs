@@ -1,0 +1,3 @@
+//! Models of the shipped scheduler.
+
+pub mod binding;
