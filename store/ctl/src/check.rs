@@ -34,7 +34,7 @@ pub const PERF: Command = Command {
             "load",
             Kind::Text,
             "s",
-            "The performance check's workload model. Accepted workloads: s(small), m(medium), l(large), xl(xLarge). Different workload models use different configurations in terms of number of clients and expected throughtput.",
+            "The performance check's workload model. Accepted workloads: s(small), m(medium), l(large), xl(xLarge). Different workload models use different configurations in terms of number of clients and expected throughput.",
         ),
         flag(
             "prefix",
