@@ -39,10 +39,9 @@ pub fn sim(arguments: &[String]) -> Result<(), Failure> {
     step("sim", cargo(&["run", "--quiet", "--package", package, "--"]).args(rest))
 }
 
-/// The simulations' tests: pinned seeds, fresh seeds, the same seed twice.
-pub fn sim_tests() -> Result<(), Failure> {
-    let packages = ["--package", "keelson-sim", "--package", "keelson-simcluster"];
-    step("simulation tests", cargo(&["test"]).args(packages))
+/// A simulation's tests: pinned seeds, fresh seeds, the same seed twice.
+pub fn sim_tests(package: &str) -> Result<(), Failure> {
+    step("simulation tests", &mut cargo(&["test", "--package", package]))
 }
 
 /// `cargo xtask referee [COUNT]`: every history is judged by our checker and by porcupine.
