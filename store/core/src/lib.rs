@@ -28,6 +28,7 @@ pub mod lease;
 pub mod members;
 pub mod portable;
 pub mod range;
+pub mod range_stream;
 pub mod response;
 pub mod restore;
 pub mod state;

@@ -220,18 +220,44 @@ impl View<'_> {
     /// The first `most` keys there were at a revision, and how many, stopping after `give_up` of them.
     fn walk_old(&self, from: &[u8], to: Option<&[u8]>, revision: i64, most: usize, give_up: usize) -> Walk {
         let mut walk = Walk { found: Vec::new(), count: 0, ended: true };
+        self.versions(from, to, revision, &mut |at| {
+            if walk.count >= give_up {
+                walk.ended = false;
+                return ControlFlow::Break(());
+            }
+            walk.count += 1;
+            if walk.found.len() < most {
+                walk.found.push(at);
+            }
+            ControlFlow::Continue(())
+        });
+        walk
+    }
+
+    /// Visits what each key was at a revision, in the order of the keys, those that did not exist left out.
+    pub(crate) fn versions(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        revision: i64,
+        visit: &mut dyn FnMut(Revision) -> ControlFlow<()>,
+    ) {
         // The newest version seen so far of the key being walked.
         let mut key: Vec<u8> = Vec::new();
         let mut newest: Option<(Revision, Kind)> = None;
+        let mut finish = |newest: Option<(Revision, Kind)>| match newest {
+            Some((at, Kind::Put)) => visit(at),
+            _ => ControlFlow::Continue(()),
+        };
+        let mut stopped = false;
         let from = layout::escape(from);
         let to = to.map(layout::escape);
         let to = to.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         self.read.scan(Cf::KeyHistory, Bound::Included(&from), to, false, &mut |stored, record| {
             let (escaped, at) = layout::split_key_history(stored);
             if escaped != key {
-                walk.finish(newest.take(), most);
-                if walk.count >= give_up {
-                    walk.ended = false;
+                if finish(newest.take()).is_break() {
+                    stopped = true;
                     return ControlFlow::Break(());
                 }
                 key.clear();
@@ -242,8 +268,10 @@ impl View<'_> {
             }
             ControlFlow::Continue(())
         });
-        walk.finish(newest.take(), most);
-        walk
+        if !stopped {
+            // Nothing follows: what the visitor answers is of no use.
+            let _ = finish(newest.take());
+        }
     }
 
     /// How many keys there were at a revision, from how many there are and what changed since; `None` when much did.
@@ -280,17 +308,6 @@ struct Walk {
     count: usize,
     /// The end of the range was reached, so the count is whole.
     ended: bool,
-}
-
-impl Walk {
-    fn finish(&mut self, newest: Option<(Revision, Kind)>, most: usize) {
-        if let Some((at, Kind::Put)) = newest {
-            self.count += 1;
-            if self.found.len() < most {
-                self.found.push(at);
-            }
-        }
-    }
 }
 
 fn one(kv: Option<KeyValue>, most: usize) -> (Vec<KeyValue>, usize) {

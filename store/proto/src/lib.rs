@@ -41,4 +41,7 @@ pub mod health {
     tonic::include_proto!("grpc.health.v1");
 }
 
+/// The descriptors of all of the above: an encoded `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 pub mod client;

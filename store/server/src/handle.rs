@@ -2,6 +2,7 @@
 //! the log, reads wait for a read index (unless serializable) and then read one consistent picture.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -54,6 +55,27 @@ pub(crate) struct Inner {
     pub rewriting: tokio::sync::Semaphore,
     pub tokens: Arc<Tokens>,
     pub passwords: Passwords,
+    /// For metrics.
+    pub proposals: Proposals,
+    /// Range streams that may be read at a time.
+    pub streams: Arc<tokio::sync::Semaphore>,
+}
+
+/// What became of what was put to the cluster.
+#[derive(Debug, Default)]
+pub(crate) struct Proposals {
+    pub pending: AtomicU64,
+    pub failed: AtomicU64,
+    pub reads_failed: AtomicU64,
+}
+
+/// One proposal under way, counted until it goes.
+struct Pending<'a>(&'a Proposals);
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.pending.fetch_sub(1, Relaxed);
+    }
 }
 
 type Answer<T> = Result<T, Status>;
@@ -122,7 +144,11 @@ impl Handle {
     }
 
     pub(crate) async fn linearize(&self) -> Answer<()> {
-        self.inner.replica.read_index().await.map_err(status)
+        let read = self.inner.replica.read_index().await;
+        if read.is_err() {
+            self.inner.proposals.reads_failed.fetch_add(1, Relaxed);
+        }
+        read.map_err(status)
     }
 
     /// Answers its size, bytes.
@@ -147,7 +173,14 @@ impl Handle {
     }
 
     pub(crate) async fn propose(&self, command: Command) -> Answer<Response> {
-        self.inner.replica.propose(command).await.map(|(_, response)| response).map_err(status)
+        let proposals = &self.inner.proposals;
+        proposals.pending.fetch_add(1, Relaxed);
+        let _pending = Pending(proposals);
+        let proposed = self.inner.replica.propose(command).await;
+        if proposed.as_ref().is_err_and(|error| error.code() == keelson_store_core::Code::Unavailable) {
+            proposals.failed.fetch_add(1, Relaxed);
+        }
+        proposed.map(|(_, response)| response).map_err(status)
     }
 
     pub(crate) fn learner(&self) -> bool {
@@ -177,7 +210,7 @@ impl Handle {
         }
     }
 
-    async fn prepare_read(&self, serializable: bool) -> Answer<()> {
+    pub(crate) async fn prepare_read(&self, serializable: bool) -> Answer<()> {
         if serializable {
             self.recovered().await?;
         } else {

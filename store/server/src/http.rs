@@ -1,241 +1,318 @@
-//! The client port: gRPC to the services, everything else to the small HTTP/1 API (health, version, metrics).
+//! The client port: gRPC to the services, everything else to HTTP: the JSON gateway, health, version, metrics.
+//!
+//! Who may ask at all comes first: host names that are not ours are refused on a port without TLS (a page in a browser
+//! could otherwise reach us under a name it controls), and browsers are told which origins may read the answers.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use keelson_store_core::{AlarmType, RangeRequest};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use keelson_store_gateway::Gateway;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
-use crate::calls::{Calls, Method, Outcome};
+use crate::calls::{Calls, Outcome};
 use crate::door::Answer;
 use crate::handle::{CLUSTER_VERSION, ETCD_VERSION, Handle};
+use crate::health::Health;
 use crate::listen::{RequestBody, Serve, plain};
-use crate::metrics::Metrics;
-use crate::service::{self, OVERHEAD};
+use crate::metrics::{Asked, Call, Metrics, file_limit};
+use crate::service;
 
-/// How long a health check may take; probes give up sooner than clients.
-const PROBE: Duration = Duration::from_secs(3);
-
-const TEXT: &str = "text/plain; charset=utf-8";
+pub(crate) const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Answers clients.
 #[derive(Clone)]
 pub(crate) struct ClientService {
     pub handle: Handle,
     pub metrics: Metrics,
-    /// Absent on listeners that only serve health and metrics.
+    /// Absent on listeners without gRPC.
     pub routes: Option<Routes>,
+    /// Absent when it is switched off.
+    pub gateway: Option<Gateway>,
     /// Whether anything but gRPC is served.
     pub http: bool,
+    /// Whether nothing but health and metrics is, to whoever asks.
+    pub monitoring: bool,
+    /// Whether the port has TLS.
+    pub secure: bool,
 }
 
 impl Calls for ClientService {
     fn largest(&self) -> usize {
-        self.handle.config().max_request_bytes + OVERHEAD
+        service::most_message(self.handle.config())
     }
 
     fn patience(&self) -> Duration {
         self.handle.config().request_timeout()
     }
 
-    fn call(&self, method: Method, message: Bytes, answer: Answer) -> Outcome {
+    fn call(&self, method: crate::calls::Method, message: Bytes, answer: Answer) -> Outcome {
         if self.routes.is_none() {
             return Outcome::Pass;
         }
+        let length = message.len() as u64;
         let outcome = self.handle.small_call(method, message, answer);
-        if !matches!(outcome, Outcome::Pass) {
-            self.metrics.started(method.path());
+        if let Some(stats) = self.metrics.call(method.path()) {
+            match &outcome {
+                Outcome::Pass => {}
+                Outcome::Later => stats.small(length, None),
+                Outcome::Now(answer) => {
+                    let code = answer.as_ref().map_or_else(Status::code, |_| tonic::Code::Ok);
+                    stats.small(length, Some(code));
+                }
+            }
         }
         outcome
     }
 }
 
 impl Serve for ClientService {
-    async fn serve(&self, request: Request<RequestBody>) -> Response<Body> {
-        let grpc = request
-            .headers()
-            .get(http::header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    async fn serve(&self, mut request: Request<RequestBody>) -> Response<Body> {
+        let grpc = request.version() == Version::HTTP_2
+            && request
+                .headers()
+                .get(header::CONTENT_TYPE)
+                .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         match &self.routes {
-            Some(routes) if grpc => {
-                self.metrics.started(request.uri().path());
-                if let Err(refusal) = service::admit(&self.handle, request.uri().path(), request.headers()) {
-                    return refusal.into_http();
-                }
-                let answered = routes.clone().call(request).await;
-                answered.unwrap_or_else(|never| match never {})
-            }
-            _ if self.http => self.http(&request).await,
+            Some(routes) if grpc => call(&self.handle, &self.metrics, routes.clone(), request).await,
             // --listen-client-http-urls took it elsewhere.
-            _ => plain(StatusCode::NOT_FOUND, TEXT, "404 page not found\n"),
+            _ if !self.http => not_found(),
+            // Monitoring comes from anywhere.
+            _ if self.monitoring => self.answer(request).await,
+            _ => {
+                if let Err(refusal) = self.host_allowed(&request) {
+                    return *refusal;
+                }
+                as_of_today(&mut request);
+                let origin = self.origin_allowed(&request);
+                let mut response = match *request.method() {
+                    Method::OPTIONS => Response::new(Body::empty()),
+                    _ => self.answer(request).await,
+                };
+                if let Some(origin) = origin {
+                    allow(origin, &mut response);
+                }
+                response
+            }
         }
     }
 }
 
-/// Checks of /livez and /readyz, in the order they are listed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Check {
-    DataCorruption,
-    SerializableRead,
-    LinearizableRead,
-    NonLearner,
-}
-
-impl Check {
-    const LIVE: &[Check] = &[Check::SerializableRead];
-    const READY: &[Check] =
-        &[Check::DataCorruption, Check::SerializableRead, Check::LinearizableRead, Check::NonLearner];
-
-    fn name(self) -> &'static str {
-        match self {
-            Check::DataCorruption => "data_corruption",
-            Check::SerializableRead => "serializable_read",
-            Check::LinearizableRead => "linearizable_read",
-            Check::NonLearner => "non_learner",
-        }
+/// The gateway's paths had another beginning once.
+fn as_of_today(request: &mut Request<RequestBody>) {
+    let Some(rest) = request.uri().path_and_query().and_then(|path| path.as_str().strip_prefix("/v3beta/"))
+    else {
+        return;
+    };
+    if let Ok(uri) = format!("{}{rest}", keelson_store_gateway::PREFIX).parse() {
+        *request.uri_mut() = uri;
     }
 }
 
-fn query<'a>(request: &'a Request<RequestBody>, name: &str) -> Vec<&'a str> {
-    let pairs = request.uri().query().unwrap_or_default().split('&');
-    pairs
-        .filter_map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            (key == name).then_some(value)
-        })
-        .collect()
+fn allow(origin: HeaderValue, response: &mut Response<Body>) {
+    let headers = response.headers_mut();
+    let methods = HeaderValue::from_static("POST, GET, OPTIONS, PUT, DELETE");
+    let names = HeaderValue::from_static("accept, content-type, authorization");
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, methods);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names);
+}
+
+/// As Go's `http.Error` writes it.
+pub(crate) fn failure(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = plain(status, TEXT, format!("{text}\n"));
+    let nosniff = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(HeaderName::from_static("x-content-type-options"), nosniff);
+    response
+}
+
+pub(crate) fn not_found() -> Response<Body> {
+    failure(StatusCode::NOT_FOUND, "404 page not found")
+}
+
+/// The gateway before our own services; its calls count like any other.
+pub(crate) fn gateway(handle: &Handle, routes: Routes, metrics: &Metrics) -> Gateway {
+    let most_message = service::most_message(handle.config());
+    let (handle, metrics) = (handle.clone(), metrics.clone());
+    let calls = tower::service_fn(move |request: Request<Body>| {
+        let (handle, routes, metrics) = (handle.clone(), routes.clone(), metrics.clone());
+        async move { Ok::<_, Infallible>(call(&handle, &metrics, routes, request).await) }
+    });
+    Gateway::new(calls, most_message)
+}
+
+/// One gRPC call, counted; refused at once where this member cannot serve it.
+async fn call<B>(
+    handle: &Handle,
+    metrics: &Metrics,
+    mut routes: Routes,
+    request: Request<B>,
+) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<tower::BoxError>,
+{
+    let admitted = service::admit(handle, request.uri().path(), request.headers());
+    let answered = match metrics.call(request.uri().path()) {
+        None => routes.call(request).await,
+        Some(stats) => {
+            let call = Call::new(stats.clone());
+            let stats = stats.clone();
+            if let Err(refusal) = admitted {
+                let _begun = Asked::new(request.into_body(), stats);
+                return call.answer(refusal.into_http());
+            }
+            let answered = routes.call(request.map(|body| Asked::new(body, stats))).await;
+            answered.map(|response| call.answer(as_go_says_it(response)))
+        }
+    };
+    answered.unwrap_or_else(|never| match never {})
+}
+
+/// A message that is too large is refused by the transport, in words clients of etcd know.
+fn as_go_says_it(mut response: Response<Body>) -> Response<Body> {
+    if let Some(status) =
+        response.headers().get("grpc-status").and_then(|_| Status::from_header_map(response.headers()))
+        && let Some(status) = service::too_large(&status)
+    {
+        // Both are ours: digits and plain words.
+        let headers = status.into_http::<Body>().headers().clone();
+        for name in ["grpc-status", "grpc-message"] {
+            if let Some(value) = headers.get(name) {
+                response.headers_mut().insert(name, value.clone());
+            }
+        }
+    }
+    response
 }
 
 impl ClientService {
-    async fn http(&self, request: &Request<RequestBody>) -> Response<Body> {
-        let path = request.uri().path();
-        let known = ["/health", "/livez", "/readyz", "/version", "/metrics"];
-        let probe = path.strip_prefix("/livez/").or_else(|| path.strip_prefix("/readyz/"));
-        if !known.contains(&path) && probe.is_none() {
-            return plain(StatusCode::NOT_FOUND, TEXT, "404 page not found\n");
+    /// The refusal of a request for a host name that is not allowed, with etcd's advice.
+    fn host_allowed(&self, request: &Request<RequestBody>) -> Result<(), Box<Response<Body>>> {
+        let allowed = &self.handle.config().host_whitelist;
+        if self.secure || allowed.iter().any(|host| host == "*") {
+            return Ok(());
         }
-        if request.method() != http::Method::GET {
-            return plain(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n");
-        }
-        match path {
-            "/health" => self.health(request).await,
-            "/version" => {
-                let body = format!(
-                    r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{CLUSTER_VERSION}","storage":"{CLUSTER_VERSION}"}}"#
-                );
-                plain(StatusCode::OK, "application/json", body)
-            }
-            "/metrics" => {
-                let body = self.metrics.render(&self.handle).await;
-                plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
-            }
-            _ => self.probe(request, path, probe).await,
-        }
-    }
-
-    async fn health(&self, request: &Request<RequestBody>) -> Response<Body> {
-        let excluded = query(request, "exclude");
-        let serializable = query(request, "serializable").contains(&"true");
-        let reason = self.unhealthy(&excluded, serializable).await;
-        let (code, healthy) = match reason {
-            None => (StatusCode::OK, "true"),
-            Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "false"),
+        let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = named.or_else(|| request.uri().authority().map(|authority| authority.as_str()));
+        let host = host.unwrap_or_default();
+        let host = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            _ => host,
         };
-        let body = serde_json::json!({ "health": healthy, "reason": reason.unwrap_or_default() });
-        plain(code, TEXT, body.to_string())
+        if allowed.iter().any(|allowed| allowed == host) {
+            return Ok(());
+        }
+        tracing::warn!(host, "rejecting HTTP request to prevent DNS rebinding attacks");
+        let text = format!(
+            "\netcd received your request, but the Host header was unrecognized.\n\nTo fix this, choose one of the \
+             following options:\n- Enable TLS, then any HTTPS request will be allowed.\n- Add the hostname you want to \
+             use to the whitelist in settings.\n  - e.g. etcd --host-whitelist {host:?}\n\nThis requirement has been \
+             added to help prevent \"DNS Rebinding\" attacks (CVE-2018-5702).\n"
+        );
+        Err(Box::new(failure(StatusCode::MISDIRECTED_REQUEST, &text)))
     }
 
-    async fn unhealthy(&self, excluded: &[&str], serializable: bool) -> Option<String> {
-        let alarms = self.handle.at_once(|state, _| state.alarms().clone()).await;
-        let alarms = match alarms {
-            Ok(alarms) => alarms,
-            Err(error) => return Some(format!("RANGE ERROR:{}", error.message())),
-        };
-        for alarm in alarms {
-            let name = match alarm.alarm {
-                AlarmType::NoSpace => "NOSPACE",
-                AlarmType::Corrupt => "CORRUPT",
-            };
-            if !excluded.contains(&name) {
-                return Some(format!("ALARM {name}"));
+    /// The origin to name as allowed, if any.
+    fn origin_allowed(&self, request: &Request<RequestBody>) -> Option<HeaderValue> {
+        let allowed = &self.handle.config().cors;
+        if allowed.iter().any(|origin| origin == "*") {
+            return Some(HeaderValue::from_static("*"));
+        }
+        let origin = request.headers().get(header::ORIGIN)?;
+        allowed.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()).then(|| origin.clone())
+    }
+
+    async fn answer(&self, request: Request<RequestBody>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        if let Some(gateway) = &self.gateway {
+            if path.starts_with(keelson_store_gateway::PREFIX) {
+                return gateway.serve(request).await;
+            }
+            if format!("{path}/") == keelson_store_gateway::PREFIX {
+                return moved_below(&request);
             }
         }
-        if !serializable && self.handle.replica().leader_id() == 0 {
-            return Some("RAFT NO LEADER".to_owned());
+        if path == "/metrics" {
+            let body = self.metrics.render(&self.handle).await;
+            return plain(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
+                body,
+            );
         }
-        let check = if serializable { Check::SerializableRead } else { Check::LinearizableRead };
-        self.run(check).await.err().map(|error| format!("RANGE ERROR:{error}"))
-    }
-
-    async fn run(&self, check: Check) -> Result<(), String> {
-        let work = async {
-            match check {
-                Check::DataCorruption => {
-                    let corrupt = self.handle.at_once(|state, _| state.has_alarm(AlarmType::Corrupt)).await;
-                    match corrupt {
-                        Ok(false) => Ok(()),
-                        Ok(true) => Err("ALARM CORRUPT".to_owned()),
-                        Err(error) => Err(error.message().to_owned()),
-                    }
-                }
-                Check::SerializableRead => self.read_one().await,
-                Check::LinearizableRead => {
-                    self.handle.linearize().await.map_err(|error| error.message().to_owned())?;
-                    self.read_one().await
-                }
-                Check::NonLearner => self.handle.voters_only().map_err(|error| error.message().to_owned()),
+        if path == "/debug/vars" && !self.monitoring {
+            return plain(StatusCode::OK, "application/json; charset=utf-8", self.variables());
+        }
+        let health = Health { handle: &self.handle, metrics: &self.metrics };
+        let asked = request.uri().query().unwrap_or_default();
+        let probe = match &*path {
+            "/livez" => Some((false, None)),
+            "/readyz" => Some((true, None)),
+            path => {
+                let live = path.strip_prefix("/livez/").map(|check| (false, Some(check)));
+                live.or_else(|| path.strip_prefix("/readyz/").map(|check| (true, Some(check))))
             }
         };
-        tokio::time::timeout(PROBE, work)
-            .await
-            .unwrap_or_else(|_| Err("context deadline exceeded".to_owned()))
+        let known = probe.is_some() || path == "/health" || (path == "/version" && !self.monitoring);
+        if !known {
+            return not_found();
+        }
+        if request.method() != Method::GET {
+            let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+            return response;
+        }
+        match probe {
+            Some((ready, single)) => health.probe(ready, single, asked).await,
+            None if path == "/health" => health.health(asked).await,
+            None => plain(StatusCode::OK, "application/json", version()),
+        }
     }
 
-    async fn read_one(&self) -> Result<(), String> {
-        let request = RangeRequest { key: "a".into(), limit: 1, ..RangeRequest::default() };
-        let answer =
-            self.handle.at_once(|state, rocks| keelson_store_core::range(state, rocks, &request)).await;
-        answer.map_err(|error| error.message().to_owned())?.map(|_| ()).map_err(|error| error.to_string())
+    /// `/debug/vars`: the process, and Raft as this member sees it.
+    fn variables(&self) -> String {
+        let replica = self.handle.replica();
+        let leader = replica.leader_id();
+        let state = if leader == replica.id { "StateLeader" } else { "StateFollower" };
+        let variables = serde_json::json!({
+            "cmdline": std::env::args().collect::<Vec<_>>(),
+            "file_descriptor_limit": file_limit(),
+            "raft.status": {
+                "id": format!("{:x}", replica.id),
+                "term": replica.term(),
+                "commit": replica.committed(),
+                "applied": replica.shared.applied(),
+                "lead": format!("{leader:x}"),
+                "raftState": state,
+            },
+        });
+        format!("{variables:#}\n")
     }
+}
 
-    async fn probe(
-        &self,
-        request: &Request<RequestBody>,
-        path: &str,
-        single: Option<&str>,
-    ) -> Response<Body> {
-        let live = path.starts_with("/livez");
-        let checks = if live { Check::LIVE } else { Check::READY };
-        let chosen: Vec<Check> = match single {
-            Some(name) => checks.iter().copied().filter(|check| check.name() == name).collect(),
-            None => {
-                let excluded = query(request, "exclude");
-                checks.iter().copied().filter(|check| !excluded.contains(&check.name())).collect()
-            }
-        };
-        if single.is_some() && chosen.is_empty() {
-            return plain(StatusCode::NOT_FOUND, TEXT, "404 page not found\n");
+fn version() -> String {
+    format!(
+        r#"{{"etcdserver":"{ETCD_VERSION}","etcdcluster":"{CLUSTER_VERSION}","storage":"{CLUSTER_VERSION}"}}"#
+    )
+}
+
+/// From the gateway's name to the folder, as Go's multiplexer says it.
+fn moved_below(request: &Request<RequestBody>) -> Response<Body> {
+    let place = keelson_store_gateway::PREFIX;
+    let named = matches!(*request.method(), Method::GET | Method::HEAD);
+    let mut response = match named {
+        true => {
+            let body = format!("<a href=\"{place}\">Temporary Redirect</a>.\n\n");
+            plain(StatusCode::TEMPORARY_REDIRECT, "text/html; charset=utf-8", body)
         }
-        let mut lines = String::new();
-        let mut failed = false;
-        for check in chosen {
-            match self.run(check).await {
-                Ok(()) => lines.push_str(&format!("[+]{} ok\n", check.name())),
-                Err(error) => {
-                    failed = true;
-                    lines.push_str(&format!("[-]{} failed: {error}\n", check.name()));
-                }
-            }
-        }
-        if failed {
-            return plain(StatusCode::SERVICE_UNAVAILABLE, TEXT, lines);
-        }
-        let verbose =
-            request.uri().query().unwrap_or_default().split('&').any(|pair| pair.starts_with("verbose"));
-        let body = if verbose { lines + "ok\n" } else { "ok\n".to_owned() };
-        plain(StatusCode::OK, TEXT, body)
-    }
+        false => Response::new(Body::empty()),
+    };
+    *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
+    response.headers_mut().insert(header::LOCATION, HeaderValue::from_static(place));
+    response
 }

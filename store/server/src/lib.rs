@@ -8,8 +8,6 @@
 //!
 //! Entry points: [`Store::start`] (embed), [`Handle`] (the API in process, `impl Etcd`), [`main`] (`keelson etcd`).
 //! Nothing here decides what a request means: that is `keelson_store_core`.
-//!
-//! Not there yet, and answered as such: the lock and election services, the JSON gateway, downgrade.
 
 mod auth;
 mod autocompact;
@@ -23,6 +21,7 @@ mod facts;
 mod flags;
 mod gate;
 mod handle;
+mod health;
 mod http;
 mod identity;
 mod listen;
@@ -31,6 +30,7 @@ mod metrics;
 mod peer;
 mod process;
 mod quota;
+mod range_stream;
 mod restore;
 mod rocks;
 mod rotate;

@@ -53,6 +53,13 @@ enum Socket {
     Unix(UnixListener, PathBuf),
 }
 
+impl Bound {
+    /// Whether every connection speaks TLS.
+    pub fn secure(&self) -> bool {
+        self.tls.is_some() && !self.plain
+    }
+}
+
 impl Drop for Bound {
     fn drop(&mut self) {
         if let Socket::Unix(_, path) = &self.socket {

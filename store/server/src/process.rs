@@ -23,6 +23,9 @@ pub(crate) fn errno(error: &std::io::Error) -> String {
 
 /// `keelson etcd`: `args` without the program's name and subcommand.
 pub fn main(args: Vec<String>) -> ExitCode {
+    if args.first().is_some_and(|first| keelson_store_proxy::COMMANDS.contains(&first.as_str())) {
+        return keelson_store_proxy::main(&args);
+    }
     let environment: BTreeMap<String, String> = std::env::vars().collect();
     let parsed = flags::parse(&args, &environment);
     let run = match parsed {

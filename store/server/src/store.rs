@@ -23,15 +23,15 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{Caller, Passwords, Tokens};
 use crate::config::{ClusterState, Config, Endpoint};
 use crate::facts::Facts;
-use crate::handle::{Handle, Inner, Member};
+use crate::handle::{Handle, Inner, Member, Proposals};
 use crate::http::ClientService;
 use crate::identity::{DataDir, Identity, cluster_id, initial_ids};
 use crate::listen::{self, Bound, Limits};
-use crate::metrics::Metrics;
+use crate::metrics::{Changes, Metrics};
 use crate::peer::{self, PeerService, PeerTransport};
 use crate::quota::{self, Quota};
 use crate::rocks::Rocks;
-use crate::{autocompact, consistency, discovery, restore, scrub, service, tls};
+use crate::{autocompact, consistency, discovery, range_stream, restore, scrub, service, tls};
 
 /// Recent changes kept in memory for watchers: how many, and how many bytes.
 const RING: usize = 4096;
@@ -152,6 +152,7 @@ enum Served {
     Both,
     Grpc,
     Http,
+    Monitoring,
 }
 
 impl Ports {
@@ -171,7 +172,7 @@ impl Ports {
         for (urls, served) in [
             (&config.listen_client_urls, if split { Served::Grpc } else { Served::Both }),
             (&config.listen_client_http_urls, Served::Http),
-            (&config.listen_metrics_urls, Served::Http),
+            (&config.listen_metrics_urls, Served::Monitoring),
         ] {
             let bound = listen::bind(urls, tls.as_ref(), reuse).await?;
             clients.extend(bound.into_iter().map(|bound| (bound, served)));
@@ -341,12 +342,14 @@ struct Events {
     facts: Arc<Facts>,
     tokens: Arc<Tokens>,
     member_id: u64,
+    changes: Arc<Changes>,
 }
 
 impl Listener for Events {
     fn applied(&self, state: &State, events: Vec<RevisionEvents>, compacted: bool) {
         self.facts.note(state, self.member_id);
         if !events.is_empty() {
+            self.changes.applied(&events);
             let mut publisher = self.publisher.lock().expect("no panic while locked");
             for group in events {
                 let size = group.size();
@@ -412,6 +415,7 @@ impl Opened {
             facts: facts.clone(),
             tokens: tokens.clone(),
             member_id: identity.member_id,
+            changes: metrics.changes(),
         };
         let transport = PeerTransport::new(identity.cluster_id, dial);
         let replica = Replica::<TokioRuntime, _, _>::start(
@@ -471,18 +475,25 @@ impl Opened {
             quota,
             rewriting: Semaphore::new(1),
             tokens: self.tokens,
+            proposals: Proposals::default(),
+            streams: Arc::new(tokio::sync::Semaphore::new(range_stream::MOST)),
         };
         let handle = Handle { inner: Arc::new(inner), caller: Caller::Process };
         doors.peers.serve_with(handle.clone());
         // Whoever comes by a port is a client, and nobody until it shows who it is.
         let client = handle.in_the_name_of(None);
         let routes = service::routes(&client);
+        let enabled = client.config().enable_grpc_gateway;
+        let gateway = enabled.then(|| crate::http::gateway(&client, routes.clone(), &self.metrics));
         for (bound, served) in clients {
             let service = ClientService {
                 handle: client.clone(),
                 metrics: self.metrics.clone(),
-                routes: (served != Served::Http).then(|| routes.clone()),
+                gateway: gateway.clone().filter(|_| served != Served::Monitoring),
+                routes: matches!(served, Served::Both | Served::Grpc).then(|| routes.clone()),
+                monitoring: served == Served::Monitoring,
                 http: served != Served::Grpc,
+                secure: bound.secure(),
             };
             doors.open(bound, service, limits);
         }

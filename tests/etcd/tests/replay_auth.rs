@@ -33,12 +33,6 @@ async fn recorded_administration_is_root_s_alone() {
                   caught up, so the cluster goes on",
         },
         Known { case: "auth-admin-root", steps: &[48, 49], always: false, why: "as above" },
-        Known {
-            case: "auth-admin-none",
-            steps: &[49, 50],
-            always: false,
-            why: "etcd's lock and election services answer a refusal with the code Unknown",
-        },
     ];
     let admin = |case: &Case| case.id.starts_with("auth-admin");
     replay(binary(), "auth-matrix.jsonl", admin, CHEAP, known).await;

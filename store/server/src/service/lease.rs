@@ -42,7 +42,16 @@ impl Lease for Services {
                     () = sender.closed() => return,
                     request = incoming.message() => request,
                 };
-                let Ok(Some(request)) = request else { return };
+                let request = match request {
+                    Ok(Some(request)) => request,
+                    Ok(None) => return,
+                    Err(error) => {
+                        let error = super::too_large(&error).unwrap_or(error);
+                        // The client may be gone.
+                        let _ = sender.send(Err(error)).await;
+                        return;
+                    }
+                };
                 let answer = handle.lease_keep_alive(request.id).await;
                 let failed = answer.is_err();
                 if sender.send(answer).await.is_err() || failed {

@@ -2,9 +2,12 @@
 
 mod auth;
 mod cluster;
+mod election;
 mod kv;
 mod lease;
+mod lock;
 mod maintenance;
+mod session;
 mod watch;
 
 use std::borrow::Cow;
@@ -19,12 +22,15 @@ use keelson_store_proto::etcdserverpb::watch_server::WatchServer;
 use keelson_store_proto::health::health_check_response::ServingStatus;
 use keelson_store_proto::health::health_server::{Health, HealthServer};
 use keelson_store_proto::health::{HealthCheckRequest, HealthCheckResponse};
+use keelson_store_proto::v3electionpb::election_server::ElectionServer;
+use keelson_store_proto::v3lockpb::lock_server::LockServer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
 use crate::auth::{ClientName, Credential};
+use crate::config::Config;
 use crate::convert::status;
 use crate::handle::Handle;
 
@@ -81,16 +87,30 @@ pub(crate) fn admit(handle: &Handle, path: &str, headers: &http::HeaderMap) -> R
     Ok(())
 }
 
+/// The largest message that is taken, bytes.
+pub(crate) fn most_message(config: &Config) -> usize {
+    config.max_request_bytes + OVERHEAD
+}
+
+/// The transport's refusal of a message above the limit, in the words of Go's; `None` when it is not that.
+pub(crate) fn too_large(status: &Status) -> Option<Status> {
+    let sizes = status.message().strip_prefix("Error, decoded message length too large: found ")?;
+    let (found, limit) = sizes.strip_suffix(" bytes")?.split_once(" bytes, the limit is: ")?;
+    Some(Status::resource_exhausted(format!("grpc: received message larger than max ({found} vs. {limit})")))
+}
+
 /// All services of a member.
 pub(crate) fn routes(handle: &Handle) -> Routes {
     let services = Services { handle: handle.clone() };
-    let limit = handle.config().max_request_bytes + OVERHEAD;
+    let limit = most_message(handle.config());
     Routes::new(KvServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(WatchServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(LeaseServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(ClusterServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(MaintenanceServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(AuthServer::new(services.clone()).max_decoding_message_size(limit))
+        .add_service(LockServer::new(services.clone()).max_decoding_message_size(limit))
+        .add_service(ElectionServer::new(services.clone()).max_decoding_message_size(limit))
         .add_service(HealthServer::new(services))
         .prepare()
 }

@@ -27,9 +27,21 @@ impl Watch for Services {
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
             let feed = async {
-                while let Ok(Some(request)) = incoming.message().await {
-                    if requests.send(request).await.is_err() {
-                        break;
+                loop {
+                    match incoming.message().await {
+                        Ok(Some(request)) => {
+                            if requests.send(request).await.is_err() {
+                                break;
+                            }
+                        }
+                        // A client that has said all it wants still listens.
+                        Ok(None) => std::future::pending().await,
+                        Err(error) => {
+                            let error = super::too_large(&error).unwrap_or(error);
+                            // The client may be gone.
+                            let _ = sender.send(Err(error)).await;
+                            break;
+                        }
                     }
                 }
                 drop(requests);

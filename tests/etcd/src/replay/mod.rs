@@ -11,6 +11,7 @@
 //! workspace; without them a test says so and ends.
 
 pub mod door;
+pub mod gateway;
 pub mod http;
 pub mod normal;
 pub mod stage;
@@ -88,6 +89,15 @@ pub fn cases(file: &Path) -> Vec<Case> {
     text.lines().filter(|line| !line.trim().is_empty()).map(parse).collect()
 }
 
+/// Which door of a member the calls of a recording knock at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// gRPC.
+    Grpc,
+    /// The JSON gateway, where they were recorded.
+    Gateway,
+}
+
 /// Replays the cases of a file that `choose` takes, one after the other, on members of `binary` started with the case's
 /// flags and `more`.
 ///
@@ -100,11 +110,26 @@ pub async fn replay(
     more: &[&str],
     known: &[Known],
 ) {
+    replay_at(Wire::Grpc, binary, file, choose, more, known).await;
+}
+
+/// [`replay`] at one of the doors.
+///
+/// # Panics
+/// As [`replay`].
+pub async fn replay_at(
+    wire: Wire,
+    binary: &Path,
+    file: &str,
+    choose: impl Fn(&Case) -> bool,
+    more: &[&str],
+    known: &[Known],
+) {
     let Some(folder) = corpus() else { return };
     let mut differences = Vec::new();
     let (mut ran, mut steps) = (0, 0);
     for case in cases(&folder.join(file)).iter().filter(|case| choose(case)) {
-        let mut stage = Stage::new(binary, case, more).await;
+        let mut stage = Stage::new(wire, binary, case, more).await;
         let found = stage.run(case).await;
         (ran, steps) = (ran + 1, steps + case.steps.len());
         let of_case = known.iter().filter(|known| known.case == case.id);

@@ -125,8 +125,24 @@ fn sorted(value: Value) -> Value {
     }
 }
 
+/// A header within a text keeps only its revision.
+fn without_ids(text: &str) -> String {
+    let mut text = text.to_owned();
+    for name in ["cluster_id", "member_id", "raft_term"] {
+        let begin = format!("\"{name}\":\"");
+        while let Some(at) = text.find(&begin) {
+            let value = at + begin.len();
+            let end = text[value..].find('"').map_or(text.len(), |length| value + length + 1);
+            let end = if text[end..].starts_with(',') { end + 1 } else { end };
+            text.replace_range(at..end, "");
+        }
+    }
+    text
+}
+
 /// Generated ids are no facts; the order of the lines of a health report is none.
 fn loosen_text(text: &str) -> String {
+    let text = &without_ids(text);
     let mut out = String::new();
     let mut digits = String::new();
     for c in text.chars().chain(['\0']) {
@@ -195,4 +211,29 @@ pub fn watch_view(messages: &[Value]) -> Value {
         fragment.insert(id, result["fragment"] == json!(true));
     }
     json!({ "watches": watches, "errors": errors, "split": split })
+}
+
+/// Whether two views of a stream are of one behaviour. When a progress answer comes, and how often, is no fact: only the
+/// last one is. Whether a watcher that was behind when a compaction passed was canceled is none either.
+pub fn same_stream(wanted: &Value, got: &Value) -> bool {
+    let compacted = |watch: &Value| {
+        let entries = watch.as_array().into_iter().flatten();
+        entries.clone().any(|entry| !entry["control"]["compact_revision"].is_null())
+    };
+    let watches = |view: &Value| view["watches"].as_object().cloned().unwrap_or_default();
+    let (wanted_watches, got_watches) = (watches(wanted), watches(got));
+    let any_compacted = wanted_watches.values().chain(got_watches.values()).any(compacted);
+    let facts = |watch: &Value| -> (Vec<Value>, Option<Value>) {
+        let entries = watch.as_array().cloned().unwrap_or_default();
+        let (progress, rest): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|entry| entry.get("progress").is_some());
+        (rest, progress.into_iter().next_back().filter(|_| !any_compacted))
+    };
+    let ids: std::collections::BTreeSet<&String> = wanted_watches.keys().chain(got_watches.keys()).collect();
+    let same = |id: &String| {
+        let none = Value::Null;
+        let (wanted, got) = (wanted_watches.get(id).unwrap_or(&none), got_watches.get(id).unwrap_or(&none));
+        compacted(wanted) || compacted(got) || facts(wanted) == facts(got)
+    };
+    wanted["errors"] == got["errors"] && wanted["split"] == got["split"] && ids.into_iter().all(same)
 }

@@ -10,8 +10,9 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint};
 
 use super::door::{self, Api, Duplex};
-use super::normal::{Names, count, loosen, watch_view};
-use super::{Case, http};
+use super::gateway::Socket;
+use super::normal::{Names, count, loosen, same_stream, watch_view};
+use super::{Case, Wire, gateway, http};
 use crate::{Cluster, DEADLINE, Process};
 
 /// How long a stream must be silent before its answers are taken for complete.
@@ -21,6 +22,7 @@ const STREAM: Duration = Duration::from_secs(6);
 
 /// The stage.
 pub struct Stage {
+    wire: Wire,
     cluster: Cluster,
     binary: std::path::PathBuf,
     flags: Vec<String>,
@@ -32,8 +34,44 @@ pub struct Stage {
     started: Vec<(String, &'static str)>,
 }
 
+/// A stream at either door.
+enum Line {
+    Grpc(Duplex),
+    Gateway(Socket),
+}
+
+impl Line {
+    async fn send(&mut self, message: &Value) {
+        match self {
+            Line::Grpc(duplex) => duplex.send(message).await,
+            Line::Gateway(socket) => socket.send(message).await,
+        }
+    }
+
+    fn waiting(&self) -> Vec<Value> {
+        match self {
+            Line::Grpc(duplex) => duplex.waiting(),
+            Line::Gateway(socket) => socket.waiting(),
+        }
+    }
+
+    fn take(&self) -> Vec<Value> {
+        match self {
+            Line::Grpc(duplex) => duplex.take(),
+            Line::Gateway(socket) => socket.take(),
+        }
+    }
+
+    async fn close(&mut self) {
+        match self {
+            Line::Grpc(duplex) => duplex.close(),
+            Line::Gateway(socket) => socket.close().await,
+        }
+    }
+}
+
 struct Stream {
-    duplex: Duplex,
+    duplex: Line,
     expected: Vec<Value>,
     answered: Vec<Value>,
     opened_at: usize,
@@ -61,12 +99,13 @@ fn text(value: &Value) -> &str {
 
 impl Stage {
     /// Starts the case's members and waits until all serve.
-    pub async fn new(binary: &Path, case: &Case, more: &[&str]) -> Stage {
+    pub async fn new(wire: Wire, binary: &Path, case: &Case, more: &[&str]) -> Stage {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let members =
             (0..case.members).map(|i| Process::new(binary, folder.path(), &format!("m{i}"))).collect();
         let flags = case.flags.iter().map(String::as_str).chain(more.iter().copied()).map(str::to_owned);
         let mut stage = Stage {
+            wire,
             cluster: Cluster { folder, members },
             binary: binary.to_owned(),
             flags: flags.collect(),
@@ -128,7 +167,7 @@ impl Stage {
         }
         for (name, stream) in &self.streams {
             let (wanted, got) = (watch_view(&stream.expected), watch_view(&stream.answered));
-            if wanted != got {
+            if !same_stream(&wanted, &got) {
                 differences.push((stream.opened_at, format!("stream {name}\nwant {wanted}\ngot  {got}")));
             }
         }
@@ -161,7 +200,14 @@ impl Stage {
             let method = self.api.method(text(&step["path"]));
             let (channel, request) = (self.channels[member].clone(), self.names.fill(&step["req"]));
             let with = self.metadata(step);
-            let work = async move { door::call(&channel, &method, &request, with).await };
+            let (wire, address) = (self.wire, self.address(member).to_owned());
+            let (path, headers) = (text(&step["path"]).to_owned(), self.headers(step));
+            let work = async move {
+                match wire {
+                    Wire::Grpc => json!({ "body": door::call(&channel, &method, &request, with).await }),
+                    Wire::Gateway => gateway::call(&address, &path, &request, &headers).await,
+                }
+            };
             self.background.insert(name.to_owned(), tokio::spawn(work));
             let settle = step["settle"].as_f64().unwrap_or(0.3);
             tokio::time::sleep(Duration::from_secs_f64(settle)).await;
@@ -201,26 +247,36 @@ impl Stage {
             object.insert("value".to_owned(), value.into());
         }
         let request = self.names.fill(&request);
-        let body = self.call(member, text(&step["call"]), &request, self.metadata(step)).await;
-        self.outcome(step, body)
+        let path = text(&step["call"]);
+        let answer = match self.wire {
+            Wire::Grpc => json!({ "body": self.call(member, path, &request, self.metadata(step)).await }),
+            Wire::Gateway => gateway::call(self.address(member), path, &request, &self.headers(step)).await,
+        };
+        self.outcome(step, answer)
     }
 
-    fn outcome(&mut self, step: &Value, body: Value) -> Value {
+    fn outcome(&mut self, step: &Value, answer: Value) -> Value {
         for (name, path) in step["save"].as_object().into_iter().flatten() {
-            if let Some(value) = at(&body, text(path)).and_then(Value::as_str) {
+            if let Some(value) = at(&answer["body"], text(path)).and_then(Value::as_str) {
                 self.names.vars.insert(name.clone(), value.to_owned());
             }
         }
-        json!({ "body": self.names.name(&body) })
+        self.names.name(&answer)
+    }
+
+    /// Token and headers of a step.
+    fn headers(&self, step: &Value) -> Vec<(String, String)> {
+        let token = step["token"].as_str().map(|token| self.names.fill_text(token));
+        let mut headers: Vec<_> =
+            token.map(|token| ("authorization".to_owned(), token)).into_iter().collect();
+        for (name, value) in step["headers"].as_object().into_iter().flatten() {
+            headers.push((name.clone(), text(value).to_owned()));
+        }
+        headers
     }
 
     async fn http_step(&mut self, member: usize, step: &Value) -> Value {
-        let headers: Vec<(String, String)> = step["headers"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(name, value)| (name.clone(), text(value).to_owned()))
-            .collect();
+        let headers = self.headers(step);
         let (method, path) = (text(&step["http"]), text(&step["path"]));
         let body = text(&step["body"]).to_owned();
         let answer = match http::request(self.address(member), method, path, &headers, body).await {
@@ -268,7 +324,13 @@ impl Stage {
         let name = text(&step["name"]).to_owned();
         if action == "open" {
             let method = self.api.method(step["path"].as_str().unwrap_or("/v3/watch"));
-            let duplex = Duplex::open(&self.channels[member], &method, MetadataMap::new());
+            let duplex = match self.wire {
+                Wire::Grpc => Line::Grpc(Duplex::open(&self.channels[member], &method, MetadataMap::new())),
+                Wire::Gateway => {
+                    let path = step["path"].as_str().unwrap_or("/v3/watch");
+                    Line::Gateway(Socket::open(self.address(member), path).await)
+                }
+            };
             let stream = Stream { duplex, expected: Vec::new(), answered: Vec::new(), opened_at };
             self.streams.insert(name, stream);
             return json!({ "ok": true });
@@ -297,7 +359,7 @@ impl Stage {
                 stream.expected.extend(expected);
                 stream.answered.extend(got.iter().map(|message| self.names.name(message)));
             }
-            "close" => stream.duplex.close(),
+            "close" => stream.duplex.close().await,
             other => panic!("unknown stream step {other}"),
         }
         json!({ "ok": true })
