@@ -248,8 +248,10 @@ impl<S: Serve> Door<S> {
 
     fn request(&mut self, stream: u32, head: Arc<Head>, end: bool) {
         let grpc = || head.field("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"));
-        // Who asks for a leader is looked after by the services.
-        let plain = || grpc() && head.field("hasleader").is_none();
+        // Who asks for a leader, or says nonsense of itself, is looked after by the services.
+        let version =
+            || head.field("client-api-version").is_none_or(|text| std::str::from_utf8(text).is_ok());
+        let plain = || grpc() && head.field("hasleader").is_none() && version();
         let method = if end { None } else { Method::of(&head.path).filter(|_| plain()) };
         let call = match method {
             Some(method) => {

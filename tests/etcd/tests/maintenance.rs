@@ -197,8 +197,10 @@ async fn one_survivor_of_three_becomes_a_cluster_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopping_leader_is_followed_within_half_a_second() {
-    let mut cluster = Cluster::start(binary(), 3, &[]).await;
+async fn a_stopping_leader_is_followed_at_once() {
+    // Without a hand-over the others would wait this long; a loaded machine needs less.
+    let mut cluster =
+        Cluster::start(binary(), 3, &["--election-timeout=20000", "--heartbeat-interval=100"]).await;
     let leader = cluster.leader().await;
     let other = cluster.members[(leader + 1) % 3].connect().await;
     let before = other.status(pb::StatusRequest {}).await.expect("status");
@@ -217,9 +219,7 @@ async fn a_stopping_leader_is_followed_within_half_a_second() {
     });
     assert_eq!(stopped.signal(), Some(15));
     eprintln!("leadership moved within {moved:?}");
-    // A loaded machine may take longer than half a second to run three processes at all; what must not happen is that an
-    // election timeout is waited for.
-    assert!(moved < Duration::from_millis(1000), "{moved:?}");
+    assert!(moved < Duration::from_secs(10), "{moved:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -302,4 +302,69 @@ async fn a_peer_s_body_is_bounded() {
     assert_eq!(strange.status, 412, "{}", strange.text());
     let alive = member.connect().await.range(get("k")).await;
     assert!(alive.is_ok(), "{alive:?}");
+}
+
+/// A request that wants no answer without a leader.
+fn led<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.metadata_mut().insert("hasleader", "true".parse().expect("metadata"));
+    request
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_a_leader_is_refused_without_one() {
+    use keelson_store_proto::etcdserverpb::kv_client::KvClient;
+    use keelson_store_proto::etcdserverpb::lease_client::LeaseClient;
+    use keelson_store_proto::etcdserverpb::watch_client::WatchClient;
+    use keelson_store_proto::etcdserverpb::watch_request::RequestUnion;
+    let mut cluster = Cluster::start(binary(), 3, &[]).await;
+    let url = cluster.members[0].client.clone();
+    let create = pb::WatchCreateRequest { key: "k".into(), ..Default::default() };
+    let create = pb::WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    let creates = tokio_stream::StreamExt::chain(tokio_stream::once(create), tokio_stream::pending());
+    let mut watch = WatchClient::new(channel(&url)).watch(led(creates)).await.expect("opened").into_inner();
+    assert!(watch.message().await.expect("fine").expect("an answer").created);
+    let mut kept = LeaseClient::new(channel(&url))
+        .lease_keep_alive(led(tokio_stream::pending()))
+        .await
+        .expect("opened")
+        .into_inner();
+    cluster.members[1].kill();
+    cluster.members[2].kill();
+    let no_leader =
+        |status: &Status| (status.code(), status.message()) == (Code::Unavailable, "etcdserver: no leader");
+    let local = pb::RangeRequest { serializable: true, ..get("k") };
+    let mut kv = KvClient::new(channel(&url));
+    eventually("a range is refused", || async {
+        let mut kv = kv.clone();
+        kv.range(led(local.clone())).await.err().filter(no_leader)
+    })
+    .await;
+    kv.range(local).await.expect("who does not ask for a leader is served");
+    let ended = watch.message().await.expect_err("the watch ends");
+    assert!(no_leader(&ended), "{ended:?}");
+    let ended = kept.message().await.expect_err("the keep-alive ends");
+    assert!(no_leader(&ended), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_s_version_must_be_text() {
+    use keelson_store_proto::etcdserverpb::kv_client::KvClient;
+    let cluster = Cluster::start(binary(), 1, &[]).await;
+    let mut kv = KvClient::new(channel(&cluster.members[0].client));
+    for (version, fine) in [(&b"3.7"[..], true), (&[0xff, 0xfe][..], false)] {
+        let mut request = tonic::Request::new(get("k"));
+        let value = tonic::metadata::MetadataValue::try_from(version).expect("bytes of a header");
+        request.metadata_mut().insert("client-api-version", value);
+        match kv.range(request).await {
+            Ok(_) => assert!(fine),
+            Err(refused) => {
+                assert!(!fine, "{refused:?}");
+                assert_eq!(
+                    (refused.code(), refused.message()),
+                    (Code::InvalidArgument, "etcdserver: invalid client api version")
+                );
+            }
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Lease: grant, revoke, keep-alive, time to live, list.
 
-use keelson_store_core::{Access, Stamp};
+use keelson_store_core::{Access, Error};
 use keelson_store_proto::client::Etcd;
 use keelson_store_proto::etcdserverpb as pb;
 use keelson_store_proto::etcdserverpb::lease_server::Lease;
@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Services, Stream};
+use super::{Services, Stream, leaderless, wants_leader};
+use crate::convert::status;
 
 #[tonic::async_trait]
 impl Lease for Services {
@@ -33,13 +34,21 @@ impl Lease for Services {
         r: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let handle = self.stream_by(&r);
+        let needs_leader = wants_leader(r.metadata().as_ref());
         let mut incoming = r.into_inner();
         let (sender, receiver) = mpsc::channel(16);
         tokio::spawn(async move {
+            let lost = leaderless(&handle);
+            tokio::pin!(lost);
             loop {
                 let request = tokio::select! {
                     biased;
                     () = sender.closed() => return,
+                    () = lost.as_mut(), if needs_leader => {
+                        // The client may be gone.
+                        let _ = sender.send(Err(status(Error::NoLeader))).await;
+                        return;
+                    }
                     request = incoming.message() => request,
                 };
                 let request = match request {
@@ -71,7 +80,7 @@ impl Lease for Services {
         handle.voters_only()?;
         handle.linearize().await?;
         // A follower knows lease time as of the last tick.
-        let now = handle.replica().stamp().unwrap_or_else(Stamp::default);
+        let now = handle.replica().stamp().unwrap_or_default();
         let (revision, found) = handle
             .allowed(
                 |state, who, rocks| match request.keys {

@@ -32,7 +32,7 @@ use tonic::{Request, Response, Status};
 use crate::auth::{ClientName, Credential};
 use crate::config::Config;
 use crate::convert::status;
-use crate::handle::Handle;
+use crate::handle::{Handle, leader_patience};
 
 /// What a request may carry beside its payload, bytes; as in etcd.
 pub(crate) const OVERHEAD: usize = 512 * 1024;
@@ -65,6 +65,24 @@ pub(crate) fn credential(
     extensions.get::<ClientName>().map(|name| Credential::Certificate(name.0.clone()))
 }
 
+/// Whether the client wants no answer without a leader.
+fn wants_leader(headers: &http::HeaderMap) -> bool {
+    headers.get("hasleader").is_some_and(|value| value == "true")
+}
+
+/// Resolves once there has been no leader for three election timeouts: a stream of a client that wants one ends then.
+async fn leaderless(handle: &Handle) {
+    let patience = leader_patience(handle.config());
+    let mut misses = 0;
+    loop {
+        tokio::time::sleep(patience / 3).await;
+        misses = if handle.leader() == 0 { misses + 1 } else { 0 };
+        if misses >= 3 {
+            return;
+        }
+    }
+}
+
 /// Refuses what this member cannot do now, before anything else is looked at: a learner serves little, and who asks for
 /// a leader wants no answer without one. `path` is the method's.
 pub(crate) fn admit(handle: &Handle, path: &str, headers: &http::HeaderMap) -> Result<(), Status> {
@@ -80,8 +98,11 @@ pub(crate) fn admit(handle: &Handle, path: &str, headers: &http::HeaderMap) -> R
     if handle.learner() && !OF_LEARNERS.contains(&path) {
         return Err(status(Error::NotSupportedForLearner));
     }
-    let wants_leader = headers.get("hasleader").is_some_and(|value| value == "true");
-    if wants_leader && handle.replica().leader_id() == 0 {
+    let version = headers.get("client-api-version").map(http::HeaderValue::as_bytes);
+    if version.is_some_and(|version| std::str::from_utf8(version).is_err()) {
+        return Err(status(Error::InvalidClientApiVersion));
+    }
+    if wants_leader(headers) && handle.replica().leader_id() == 0 {
         return Err(status(Error::NoLeader));
     }
     Ok(())

@@ -8,9 +8,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Services, Stream};
+use super::{Services, Stream, leaderless, wants_leader};
 use crate::convert::status;
-use crate::handle::{Handle, leader_patience};
 
 #[tonic::async_trait]
 impl Watch for Services {
@@ -20,7 +19,7 @@ impl Watch for Services {
         &self,
         r: Request<Streaming<pb::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let needs_leader = r.metadata().get("hasleader").is_some_and(|value| value == "true");
+        let needs_leader = wants_leader(r.metadata().as_ref());
         let handle = self.stream_by(&r);
         let mut incoming = r.into_inner();
         let (requests, mut answers) = Etcd::watch(&handle).await?;
@@ -65,18 +64,5 @@ impl Watch for Services {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
-    }
-}
-
-/// Resolves once there has been no leader for three election timeouts.
-async fn leaderless(handle: &Handle) {
-    let patience = leader_patience(handle.config());
-    let mut misses = 0;
-    loop {
-        tokio::time::sleep(patience / 3).await;
-        misses = if handle.replica().leader_id() == 0 { misses + 1 } else { 0 };
-        if misses >= 3 {
-            return;
-        }
     }
 }
