@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::shell::{Failure, cargo, step, target_directory};
+use crate::shell::{Failure, cargo, root, step, target_directory};
 use crate::{models, mutants, setup};
 
 const SUITES: &[&str] = &["tidy", "unit", "models", "loom", "sim", "etcd", "kubernetes"];
@@ -10,9 +10,9 @@ const SUITES: &[&str] = &["tidy", "unit", "models", "loom", "sim", "etcd", "kube
 /// Run only when named: what they take on a busy machine is not yet measured.
 const BY_NAME: &[&str] = &["simcluster", "planted"];
 
-/// Suites of real processes: the test targets, which run one after another, after everything else.
-const ETCD: &[&str] = &["embedded", "files", "processes"];
-const KUBERNETES: &[&str] = &["doors", "console", "rootless", "cluster"];
+/// Suites of real processes, by folder: their test targets run one after another, after everything else.
+const ETCD: &str = "tests/etcd/tests";
+const KUBERNETES: &str = "tests/kubernetes/tests";
 
 /// The packages they stand in.
 const END_TO_END: &[&str] = &["keelson-etcd-tests", "keelson-kubernetes-tests"];
@@ -69,13 +69,16 @@ fn unit() -> Result<(), Failure> {
     step("unit and property tests", &mut command)
 }
 
-/// Test targets against the binary, whose path they find in KEELSON_BIN. The whole workspace is named, since one
-/// package alone would choose other features of its dependencies and build them again.
-fn end_to_end(name: &str, targets: &[&str]) -> Result<(), Failure> {
-    step("build", &mut cargo(&["build", "--workspace"]))?;
+/// The test targets of `folder` against the binary, whose path they find in KEELSON_BIN. The whole workspace is named,
+/// and its tests are built along with the binary: any other choice has other features of the dependencies, which would
+/// be built again.
+fn end_to_end(name: &str, folder: &str) -> Result<(), Failure> {
+    let excluded = || PROOFS.iter().flat_map(|package| ["--exclude", package]);
+    step("build", cargo(&["build", "--workspace", "--bins", "--tests"]).args(excluded()))?;
     let mut command = cargo(&["test", "--workspace"]);
-    for target in targets {
-        command.args(["--test", target]);
+    command.args(excluded());
+    for target in targets(folder)? {
+        command.args(["--test", &target]);
     }
     command.args(["--", "--test-threads=1", "--nocapture"]);
     command.env("KEELSON_BIN", target_directory().join("debug/keelson"));
@@ -89,6 +92,19 @@ fn end_to_end(name: &str, targets: &[&str]) -> Result<(), Failure> {
         command.env("KUBECTL", kubectl);
     }
     step(name, &mut command)
+}
+
+/// Test targets of a package: its files.
+fn targets(folder: &str) -> Result<Vec<String>, Failure> {
+    let files = std::fs::read_dir(root().join(folder)).map_err(|error| Failure(format!("{folder}: {error}")))?;
+    let mut targets: Vec<String> = files
+        .flatten()
+        .map(|file| file.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
+        .filter_map(|path| Some(path.file_stem()?.to_str()?.to_owned()))
+        .collect();
+    targets.sort();
+    Ok(targets)
 }
 
 pub fn tidy(_: &[String]) -> Result<(), Failure> {
