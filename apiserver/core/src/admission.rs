@@ -10,6 +10,7 @@ use serde_json::Value;
 pub mod lifecycle;
 pub mod limits;
 pub mod node_restriction;
+pub mod pod_security;
 pub mod pods;
 pub mod quota;
 pub mod rbac_escalation;
@@ -37,11 +38,16 @@ pub fn mutate_create(target: &Target, object: &mut Value, ctx: &Context) -> Resu
     Ok(vec![])
 }
 
-/// Refuses a new object.
-pub fn validate_create(target: &Target, object: &Value, ctx: &Context) -> Result<(), Status> {
+/// Refuses a new object. Returns warnings.
+pub fn validate_create(target: &Target, object: &Value, ctx: &Context) -> Result<Vec<String>, Status> {
     limits::check(target, object, ctx)?;
     rbac_escalation::check(target, object, ctx)?;
-    quota::check(target, object, ctx)
+    let mut warnings = pod_security::check(target, object, ctx)?;
+    if is(target, "", "namespaces") {
+        warnings.extend(pod_security::namespace(None, object, ctx)?);
+    }
+    quota::check(target, object, ctx)?;
+    Ok(warnings)
 }
 
 /// Adds to a changed object. Returns warnings.
@@ -59,13 +65,25 @@ pub fn mutate_update(
     Ok(vec![])
 }
 
-/// Refuses a change.
-pub fn validate_update(target: &Target, current: &Value, new: &Value, ctx: &Context) -> Result<(), Status> {
+/// Refuses a change. Returns warnings.
+pub fn validate_update(
+    target: &Target,
+    current: &Value,
+    new: &Value,
+    ctx: &Context,
+) -> Result<Vec<String>, Status> {
     storage::validate_update(target, current, new, ctx)?;
-    if current.get("rules") == new.get("rules") && current.get("subjects") == new.get("subjects") {
-        return Ok(());
+    if current.get("rules") != new.get("rules") || current.get("subjects") != new.get("subjects") {
+        rbac_escalation::check(target, new, ctx)?;
     }
-    rbac_escalation::check(target, new, ctx)
+    if is(target, "", "namespaces") && target.subresource.is_none() {
+        return pod_security::namespace(Some(current), new, ctx);
+    }
+    // What may change of a pod that exists is nothing these rules look at, but for containers added to it.
+    if is(target, "", "pods") && target.subresource.is_none() {
+        return Ok(vec![]);
+    }
+    pod_security::check(target, new, ctx)
 }
 
 /// Refuses a deletion.

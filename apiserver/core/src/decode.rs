@@ -110,7 +110,7 @@ pub fn decode(
             return Err(Status::unsupported_media_type(&known));
         }
     };
-    check_kind(&mut value, &group, &version, &kind)?;
+    check_kind(&mut value, body, &group, &version, &kind)?;
     let cannot = |what: String| {
         Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {what}"))
     };
@@ -128,7 +128,7 @@ pub fn decode(
     Ok((value, warnings))
 }
 
-fn check_kind(value: &mut Value, group: &str, version: &str, kind: &str) -> Result<(), Status> {
+fn check_kind(value: &mut Value, body: &[u8], group: &str, version: &str, kind: &str) -> Result<(), Status> {
     let want = if group.is_empty() { version.to_string() } else { format!("{group}/{version}") };
     for key in ["apiVersion", "kind"] {
         if !matches!(value[key], Value::Null | Value::String(_)) {
@@ -136,7 +136,7 @@ fn check_kind(value: &mut Value, group: &str, version: &str, kind: &str) -> Resu
             return Err(unrecognized(
                 kind,
                 &format!("json: cannot unmarshal {found} into Go struct field .{key} of type string"),
-                "",
+                &beginning(body),
             ));
         }
     }
@@ -153,6 +153,13 @@ fn check_kind(value: &mut Value, group: &str, version: &str, kind: &str) -> Resu
     value["apiVersion"] = want.into();
     value["kind"] = kind.into();
     Ok(())
+}
+
+/// How a body begins, as an error shows it.
+fn beginning(body: &[u8]) -> String {
+    const SHOWN: usize = 30;
+    let head = String::from_utf8_lossy(&body[..body.len().min(SHOWN)]).into_owned();
+    if body.len() > SHOWN { format!("{head} ...") } else { head }
 }
 
 fn unrecognized(kind: &str, problem: &str, shown: &str) -> Status {
@@ -390,6 +397,7 @@ fn go_type(table: &Table, shape: &Shape) -> String {
         Shape::FieldsV1 => "v1.FieldsV1".into(),
         Shape::Object(id) => table.get(*id).go_name(),
         Shape::List(item) => format!("[]{}", go_type(table, item)),
+        Shape::Map(item) if **item == Shape::Quantity => "v1.ResourceList".into(),
         Shape::Map(item) => format!("map[string]{}", go_type(table, item)),
     }
 }
@@ -405,7 +413,10 @@ struct Normalizer<'a> {
 
 impl Normalizer<'_> {
     fn wrong(&self, shape: &Shape, value: &Value, owner: &str, path: &str) -> String {
-        let (found, ty) = (go_kind(value), go_type(self.table, shape));
+        let (found, mut ty) = (go_kind(value), go_type(self.table, shape));
+        if path.ends_with("uid") && matches!(owner, "ObjectMeta" | "OwnerReference" | "ObjectReference") {
+            ty = "types.UID".into();
+        }
         // A number is shown only when it is its value that does not fit.
         let shown = match value {
             Value::Number(n) if matches!(shape, Shape::Int32 | Shape::Int64) => format!("number {n}"),
@@ -467,7 +478,10 @@ impl Normalizer<'_> {
             Shape::IntOrString => match value {
                 Value::String(_) => Ok(()),
                 Value::Number(n) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => Ok(()),
-                v => Err(format!("json: cannot unmarshal {} into Go value of type int32", go_kind(v))),
+                v => Err(format!(
+                    "json: cannot unmarshal {} into Go struct field {owner}.{path} of type int32",
+                    go_kind(v)
+                )),
             },
             Shape::Time => self.time(value, 0),
             Shape::MicroTime => self.time(value, 6),

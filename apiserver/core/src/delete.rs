@@ -3,7 +3,7 @@
 use crate::context::{Context, DeleteOptions, Deletion, Target};
 use crate::resources::strategy;
 use crate::value::{at, int, items, set, take, terminating, text};
-use keelson_api::{ErrorList, FieldError, Path, Status};
+use keelson_api::{ErrorList, FieldError, Path, Resource, Status};
 use serde_json::Value;
 
 /// Reads a `DeleteOptions` object.
@@ -25,6 +25,13 @@ pub fn options(value: &Value) -> Result<DeleteOptions, Status> {
         Value::String(s) => Ok(Some(s.clone())),
         other => Err(wrong(field, other, "string")),
     };
+    let kind = value["kind"].as_str().unwrap_or("");
+    if !kind.is_empty() && kind != "DeleteOptions" {
+        let version = value["apiVersion"].as_str().unwrap_or("");
+        return Err(Status::bad_request(format!(
+            "no kind \"{kind}\" is registered for version \"{version}\" in scheme \"pkg/apis/meta/internalversion/scheme/register.go:27\""
+        )));
+    }
     let mut out = DeleteOptions {
         precondition_uid: text(&value["preconditions"]["uid"], "preconditions.uid")?,
         precondition_resource_version: text(
@@ -194,7 +201,7 @@ fn propagate(target: &Target, next: &mut Value, options: &DeleteOptions) {
         _ => {
             let has = |f: &str| items(next, "metadata.finalizers").iter().any(|x| x == f);
             foreground = has("foregroundDeletion");
-            orphan = has("orphan");
+            orphan = has("orphan") || (!foreground && leaves_dependents(target.resource));
         }
     }
     let mut finalizers: Vec<Value> = items(next, "metadata.finalizers").to_vec();
@@ -210,6 +217,22 @@ fn propagate(target: &Target, next: &mut Value, options: &DeleteOptions) {
     } else {
         set(next, "metadata.finalizers", finalizers);
     }
+}
+
+/// The oldest kinds leave what they made, unless the client says otherwise.
+fn leaves_dependents(resource: &Resource) -> bool {
+    let names = (resource.group.as_str(), resource.plural.as_str());
+    matches!(names, ("batch", "jobs") | ("", "replicationcontrollers"))
+}
+
+/// What a client should hear about a deletion it asks for.
+pub fn warnings(resource: &Resource, options: &DeleteOptions) -> Vec<String> {
+    let said = options.propagation_policy.is_some() || options.orphan_dependents.is_some();
+    if resource.plural != "jobs" || said || !leaves_dependents(resource) {
+        return vec![];
+    }
+    let text = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning";
+    vec![text.into()]
 }
 
 /// Events and leases own nothing, so there is nothing to wait for.

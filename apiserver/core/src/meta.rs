@@ -230,11 +230,32 @@ fn finalizers(meta: &Value, path: &Path, errors: &mut ErrorList) {
 pub fn validate_update(current: &Value, new: &Value, errors: &mut ErrorList) {
     let path = Path::new("metadata");
     // Upstream looks twice (generic and per kind), and both findings are among the causes.
-    new_finalizers(current, new, &path, errors);
+    let looks = if looked_at_once(text(new, "kind")) { 1 } else { 2 };
+    for _ in 0..looks {
+        new_finalizers(current, new, &path, errors);
+    }
     for _ in 0..2 {
         immutable(current, new, &path, errors);
     }
     validate_common(&new["metadata"], &path, errors);
+}
+
+fn looked_at_once(kind: &str) -> bool {
+    let kinds = [
+        "LimitRange",
+        "PersistentVolume",
+        "PodDisruptionBudget",
+        "CSINode",
+        "VolumeAttachment",
+        "EndpointSlice",
+        "ValidatingWebhookConfiguration",
+        "MutatingWebhookConfiguration",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionPolicyBinding",
+    ];
+    kinds.contains(&kind)
 }
 
 fn new_finalizers(current: &Value, new: &Value, path: &Path, errors: &mut ErrorList) {

@@ -97,7 +97,7 @@ fn check(target: &Target, object: &Value, user: Option<&UserInfo>) -> Result<(),
     if errors.is_empty() {
         return Ok(());
     }
-    Err(Status::invalid(target.resource, "", errors))
+    Err(Status::invalid_kind(&target.resource.group, "", "", errors))
 }
 
 fn access(target: &Target, mut object: Value, user: UserInfo, ctx: &Context) -> Result<Value, Status> {

@@ -51,11 +51,27 @@ pub(crate) fn create_with(
     strategy.validate(&object, &mut errors);
     custom_rules(target, &object, &mut errors);
     check(target, &object, errors)?;
-    admission::validate_create(target, &object, ctx)?;
+    let judged = admission::validate_create(target, &object, ctx)?;
     let claims = strategy.allocate(target, None, &mut object, ctx)?;
     warnings.extend(strategy.warnings(&object));
+    warnings.extend(dotted_name(target, &object));
+    warnings.extend(judged);
     clean(&mut object);
     Ok(Outcome { object, warnings, created: true, claims, ..Outcome::default() })
+}
+
+/// Names of what becomes pods are host names as well.
+fn dotted_name(target: &Target, object: &Value) -> Option<String> {
+    let where_ = match target.resource.plural.as_str() {
+        "pods" => "the Pod's hostname",
+        "deployments" | "replicasets" | "jobs" | "replicationcontrollers" => "Pod names and hostnames",
+        _ => return None,
+    };
+    let problems = keelson_api::names::dns1123_label_without_dots(text(object, "metadata.name"));
+    (!problems.is_empty()).then(|| {
+        let all = problems.join(" ");
+        format!("metadata.name: this is used in {where_}, which can result in surprising behavior; a DNS label is recommended: [{all}]")
+    })
 }
 
 fn check(target: &Target, object: &Value, errors: ErrorList) -> Result<(), Status> {
@@ -204,10 +220,11 @@ pub(crate) fn update_with(
     custom_rules(target, &new, &mut errors);
     strategy.validate_update(target, current, &new, &mut errors);
     check(target, current, errors)?;
-    admission::validate_update(target, current, &new, ctx)?;
+    let judged = admission::validate_update(target, current, &new, ctx)?;
     if target.subresource.is_none() {
         warnings.extend(strategy.warnings(&new));
     }
+    warnings.extend(judged);
     clean(&mut new);
     Ok(outcome(target, current, new, warnings, claims))
 }

@@ -8,7 +8,7 @@ use keelson_apiserver_core::admission::webhooks::Request;
 use keelson_apiserver_core::{self as core, Context, Outcome, Target, WriteOptions};
 use serde_json::Value;
 
-use crate::object::take_revision;
+use crate::object::{set_revision, take_revision};
 use crate::present;
 use crate::read;
 use crate::server::{Call, Server};
@@ -79,7 +79,7 @@ pub async fn change(
     if !configured(call.server) {
         let step = |current: Option<&Value>, ctx: &Context| {
             let outcome = step(current, ctx)?;
-            Ok(Decided { next: next(&outcome), answer: outcome })
+            Ok(decided(outcome, current))
         };
         return place.change(options.dry_run, step).await;
     }
@@ -97,7 +97,7 @@ pub async fn change(
             if raced {
                 return Err(Status::stale(call.resource, &call.path.name));
             }
-            Ok(Decided { next: next(&decided), answer: decided.clone() })
+            Ok(self::decided(decided.clone(), now))
         };
         match place.change(options.dry_run, store).await {
             Err(_) if raced => {}
@@ -105,6 +105,16 @@ pub async fn change(
         }
     }
     Err(Status::stale(call.resource, &call.path.name))
+}
+
+/// An outcome as what to store and what to answer: what goes keeps the revision it had.
+fn decided(mut outcome: Outcome, current: Option<&Value>) -> Decided<Outcome> {
+    let next = next(&outcome);
+    let before = current.and_then(|c| c["metadata"]["resourceVersion"].as_str()).and_then(|v| v.parse().ok());
+    if let Some(before) = before.filter(|_| outcome.remove) {
+        set_revision(&mut outcome.object, before);
+    }
+    Decided { next, answer: outcome }
 }
 
 /// Asks the webhooks about a deletion.

@@ -47,6 +47,7 @@ mod view;
 mod watch;
 mod webhooks;
 mod write;
+mod yaml;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};

@@ -41,9 +41,7 @@ fn now() -> jiff::Timestamp {
 fn encode(accept: &Accept, value: &Value) -> Result<Bytes, Status> {
     Ok(match accept.encoding {
         Encoding::Json => value.to_string().into(),
-        Encoding::Yaml => {
-            serde_saphyr::to_string(value).map_err(|e| Status::internal(format!("YAML: {e}")))?.into()
-        }
+        Encoding::Yaml => crate::yaml::write(value).into(),
         Encoding::Protobuf => protobuf::encode(value).map_err(Status::internal)?.into(),
     })
 }

@@ -97,8 +97,19 @@ pub async fn carry_out(
 pub async fn delete(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
     Accept::negotiate(call.headers, false)?;
     let options = options(call, &bytes)?;
+    let warnings = core::delete::warnings(call.resource, &options);
+    match delete_one(call, &options).await {
+        Ok(mut response) => {
+            respond::warn(&mut response, &warnings);
+            Ok(response)
+        }
+        Err(status) => crate::write::warned(call, status, &warnings),
+    }
+}
+
+async fn delete_one(call: &Call<'_>, options: &DeleteOptions) -> Result<Response, Status> {
     crate::admit::delete(call, options.dry_run).await?;
-    let (answer, uid, revision) = delete_object(&Place::of(call), &options).await?;
+    let (answer, uid, revision) = delete_object(&Place::of(call), options).await?;
     let Some(mut object) = answer else {
         return Ok(respond::status(&Status::deleted(call.resource, &call.path.name, &uid)));
     };

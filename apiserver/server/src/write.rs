@@ -94,6 +94,16 @@ impl<'a> Place<'a> {
         Ok(Some((value, kv.mod_revision)))
     }
 
+    /// Why nothing can be created under a name that is taken.
+    async fn taken(&self, key: &str, name: &str) -> Status {
+        match self.stored(key).await {
+            Ok(Some((object, _))) if object["metadata"]["deletionTimestamp"].is_string() => {
+                Status::being_deleted(self.resource, name)
+            }
+            _ => Status::already_exists(self.resource, name),
+        }
+    }
+
     /// Runs a step on the current object and stores what it decides, until it is stored or refused for good. The answer
     /// comes with the object's revision afterwards (0 when there is none).
     ///
@@ -259,8 +269,10 @@ pub async fn create(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
         return crate::subresource::virtual_resource(call, object, &warnings).await;
     }
     let place = Place::of(call);
-    let (outcome, revision) = create_object(&place, object, &options).await?;
-    finish(call, 201, outcome, warnings, revision)
+    match create_object(&place, object, &options).await {
+        Ok((outcome, revision)) => finish(call, 201, outcome, warnings, revision),
+        Err(status) => warned(call, status, &warnings),
+    }
 }
 
 /// Creates an object: a new name while a generated one is taken, new claims while one is taken.
@@ -293,18 +305,14 @@ pub async fn create_object(
         let key = resource.key(place.namespace, &name).ok_or_else(Status::method_not_allowed)?;
         if options.dry_run {
             let (found, _) = server.storage.get(&key, place.deadline).await?;
-            return if found.is_some() {
-                Err(Status::already_exists(resource, &name))
-            } else {
-                Ok((outcome, 0))
-            };
+            return if found.is_some() { Err(place.taken(&key, &name).await) } else { Ok((outcome, 0)) };
         }
         let value = Some(encoded(resource, outcome.object.clone()));
         let write = Write { key: &key, revision: 0, value, claims: &outcome.claims, lease: 0 };
         match store(server, resource, write, place.deadline).await? {
             Written::Done(revision) => return Ok((outcome, revision)),
             Written::Changed if !generated || attempt >= ATTEMPTS => {
-                return Err(Status::already_exists(resource, &name));
+                return Err(place.taken(&key, &name).await);
             }
             Written::Changed => {}
             Written::Taken if attempt >= ATTEMPTS * 4 => {
@@ -321,6 +329,17 @@ pub async fn create_object(
         }
     }
     Err(Status::internal("creation ended without an answer"))
+}
+
+/// A refusal of a body that gave reason for warnings.
+pub fn warned(call: &Call<'_>, status: Status, warnings: &[String]) -> Result<Response, Status> {
+    if warnings.is_empty() {
+        return Err(status);
+    }
+    let encoding = Accept::negotiate(call.headers, false)?.encoding;
+    let mut response = respond::status_as(&status, encoding);
+    respond::warn(&mut response, warnings);
+    Ok(response)
 }
 
 /// What an outcome wants stored.
@@ -350,7 +369,8 @@ pub fn finish(
         Some(answer) => answer,
         None => outcome.object,
     };
-    if revision > 0 {
+    // What is gone with its last finalizer is shown as it was stored last.
+    if revision > 0 && !outcome.remove {
         set_revision(&mut object, revision);
     }
     warnings.extend(outcome.warnings);
@@ -371,9 +391,13 @@ pub async fn update(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
     let step = |current: Option<&Value>, ctx: &Context| {
         core::update(&target, current, object.clone(), &options, ctx)
     };
-    let (outcome, revision) = crate::admit::change(call, &options, step).await?;
-    let code = if outcome.created { 201 } else { 200 };
-    finish(call, code, outcome, warnings, revision)
+    match crate::admit::change(call, &options, step).await {
+        Ok((outcome, revision)) => {
+            let code = if outcome.created { 201 } else { 200 };
+            finish(call, code, outcome, warnings, revision)
+        }
+        Err(status) => warned(call, status, &warnings),
+    }
 }
 
 /// PATCH of an object or a subresource.

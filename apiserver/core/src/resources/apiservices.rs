@@ -31,10 +31,14 @@ impl Strategy for ApiServices {
         let (group, version) = (text(spec, "group"), text(spec, "version"));
         let wanted = format!("{version}.{group}");
         let name = text(object, "metadata.name");
-        if name != wanted {
+        if name != wanted && !name.is_empty() && names::path_segment(name).is_empty() {
             let detail =
                 format!("must be `spec.version+\".\"+spec.group`: {}", keelson_api::field::quote(&wanted));
             errors.push(FieldError::invalid(&Path::new("metadata").child("name"), name, &detail));
+        }
+        if group.is_empty() && version != "v1" {
+            let detail = "only v1 may have an empty group and it better be legacy kube";
+            errors.push(FieldError::required(&path.child("group"), detail));
         }
         if !group.is_empty() {
             for problem in names::dns1123_subdomain(group) {

@@ -23,8 +23,9 @@ fn selector_and_template(object: &Value, errors: &mut ErrorList) {
     } else {
         label_selector(selector, &spec.child("selector"), errors);
         if is_blank(selector) {
-            let detail = format!("empty selector is invalid for {}", text(object, "kind").to_lowercase());
-            errors.push(FieldError::invalid(&spec.child("selector"), selector.clone(), &detail));
+            // Upstream says so of ReplicaSets as well.
+            let detail = "empty selector is invalid for deployment";
+            errors.push(FieldError::invalid(&spec.child("selector"), selector.clone(), detail));
         }
         if !is_valid(selector) {
             errors.push(FieldError::invalid(

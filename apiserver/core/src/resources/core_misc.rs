@@ -3,7 +3,7 @@
 use super::Strategy;
 use crate::context::{Context, Target};
 use crate::validate::{immutable, non_negative, non_negative_quantity, one_of_if_set};
-use crate::value::{at, copy, default, int, items, set, text};
+use crate::value::{at, copy, default, int, is_empty, items, set, text};
 use keelson_api::{ErrorList, FieldError, Path, Quantity, names};
 use serde_json::Value;
 
@@ -32,16 +32,60 @@ impl Strategy for LimitRanges {
             for problem in names::qualified_name(text(limit, "type")) {
                 errors.push(FieldError::invalid(&at_i.child("type"), text(limit, "type"), &problem));
             }
-            for (key, min) in limit["min"].as_object().into_iter().flatten() {
-                let (Ok(min_q), Ok(max)) =
-                    (Quantity::from_value(min), Quantity::from_value(&limit["max"][key]))
-                else {
-                    continue;
-                };
-                if min_q > max {
-                    let detail = format!("min value {min_q} is greater than max value {max}");
-                    errors.push(FieldError::invalid(&at_i.child("min").key(key), min.clone(), &detail));
+            match text(limit, "type") {
+                "Pod" => {
+                    for field in ["default", "defaultRequest"].into_iter().filter(|f| !is_empty(&limit[f])) {
+                        let detail = "may not be specified when `type` is 'Pod'";
+                        errors.push(FieldError::forbidden(&at_i.child(field), detail));
+                    }
                 }
+                "PersistentVolumeClaim"
+                    if limit["min"]["storage"].is_null() && limit["max"]["storage"].is_null() =>
+                {
+                    let detail =
+                        "either minimum or maximum storage value is required, but neither was provided";
+                    errors.push(FieldError::required(&at_i.child("limits"), detail));
+                }
+                _ => {}
+            }
+            ordered(limit, &at_i, errors);
+        }
+    }
+}
+
+/// Smallest, requested, default and greatest amounts come in this order.
+fn ordered(limit: &Value, path: &Path, errors: &mut ErrorList) {
+    let words = |field: &str| match field {
+        "min" => "min value",
+        "max" => "max value",
+        "default" => "default value",
+        _ => "default request value",
+    };
+    // Field, which may not be more than the other field; and at which of the two the error is.
+    let rules = [
+        ("min", "max", "min"),
+        ("min", "defaultRequest", "defaultRequest"),
+        ("defaultRequest", "max", "defaultRequest"),
+        ("defaultRequest", "default", "defaultRequest"),
+        ("min", "default", "default"),
+        ("default", "max", "default"),
+    ];
+    let fields = ["max", "min", "default", "defaultRequest"];
+    let keys: std::collections::BTreeSet<&String> =
+        fields.iter().filter_map(|f| limit[f].as_object()).flat_map(|o| o.keys()).collect();
+    for key in keys {
+        for (low, high, at_field) in rules {
+            let amount = |field: &str| Quantity::from_value(&limit[field][key.as_str()]);
+            let (Ok(a), Ok(b)) = (amount(low), amount(high)) else { continue };
+            if a > b {
+                let more = if (low, high) == ("defaultRequest", "default") {
+                    "default limit value"
+                } else {
+                    words(high)
+                };
+                let detail = format!("{} {a} is greater than {more} {b}", words(low));
+                let shown = limit[at_field][key.as_str()].clone();
+                errors.push(FieldError::invalid(&path.child(at_field).key(key), shown, &detail));
             }
         }
     }
@@ -64,16 +108,118 @@ impl Strategy for ResourceQuotas {
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let path = Path::new("spec").child("hard");
         for (key, value) in at(object, "spec.hard").as_object().into_iter().flatten() {
-            for problem in names::qualified_name(key) {
+            let problems = names::qualified_name(key);
+            let shorthand = !key.contains('/') && !counted(key) && !measured(key);
+            if problems.is_empty() && shorthand && key != "storage" {
+                let detail = "must be a standard resource type or fully qualified";
+                errors.push(FieldError::invalid(&path.key(key), key.as_str(), detail));
+            }
+            for problem in problems {
                 errors.push(FieldError::invalid(&path.key(key), key.as_str(), &problem));
             }
+            if shorthand {
+                let detail = "must be a standard resource for quota";
+                errors.push(FieldError::invalid(&path.key(key), key.as_str(), detail));
+            }
             non_negative_quantity(value, &path.key(key), errors);
+            if counted(key) && Quantity::from_value(value).is_ok_and(|q| !q.is_integer()) {
+                errors.push(FieldError::invalid(&path.key(key), value.clone(), "must be an integer"));
+            }
+        }
+        quota_scopes(&object["spec"], errors);
+        for expression in items(object, "spec.scopeSelector.matchExpressions") {
+            scope_expression(expression, errors);
         }
     }
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource.is_none() && at(current, "spec.scopes") != at(new, "spec.scopes") {
             let path = Path::new("spec").child("scopes");
             errors.push(FieldError::invalid(&path, at(new, "spec.scopes").clone(), "field is immutable"));
+        }
+    }
+}
+
+/// Resources a quota counts.
+fn counted(key: &str) -> bool {
+    matches!(
+        key,
+        "pods"
+            | "resourcequotas"
+            | "services"
+            | "replicationcontrollers"
+            | "secrets"
+            | "configmaps"
+            | "persistentvolumeclaims"
+            | "services.nodeports"
+            | "services.loadbalancers"
+    )
+}
+
+/// Resources a quota adds up.
+fn measured(key: &str) -> bool {
+    let bare = key.strip_prefix("requests.").or_else(|| key.strip_prefix("limits.")).unwrap_or(key);
+    matches!(bare, "cpu" | "memory" | "ephemeral-storage")
+        || key == "requests.storage"
+        || (bare.starts_with("hugepages-") && !key.starts_with("limits."))
+}
+
+const SCOPES: [&str; 7] = [
+    "BestEffort",
+    "CrossNamespacePodAffinity",
+    "NotBestEffort",
+    "NotTerminating",
+    "PriorityClass",
+    "Terminating",
+    "VolumeAttributesClass",
+];
+
+fn quota_scopes(spec: &Value, errors: &mut ErrorList) {
+    let path = Path::new("spec").child("scopes");
+    let scopes: Vec<&str> = items(spec, "scopes").iter().filter_map(Value::as_str).collect();
+    let mut wrong = |detail| errors.push(FieldError::invalid(&path, spec["scopes"].clone(), detail));
+    let compute = |key: &str| measured(key) && (key.ends_with("cpu") || key.ends_with("memory"));
+    for scope in &scopes {
+        if !SCOPES.contains(scope) {
+            wrong("unsupported scope");
+        }
+        for (key, _) in spec["hard"].as_object().into_iter().flatten() {
+            let fits = match *scope {
+                "VolumeAttributesClass" => key == "persistentvolumeclaims" || key == "requests.storage",
+                "BestEffort" => key == "pods",
+                _ => key == "pods" || compute(key),
+            };
+            if (counted(key) || measured(key)) && !fits {
+                wrong("unsupported scope applied to resource");
+            }
+        }
+    }
+    for pair in [["BestEffort", "NotBestEffort"], ["Terminating", "NotTerminating"]] {
+        if pair.iter().all(|s| scopes.contains(s)) {
+            wrong("conflicting scopes");
+        }
+    }
+}
+
+fn scope_expression(expression: &Value, errors: &mut ErrorList) {
+    let path = Path::new("spec").child("scopeSelector").child("matchExpressions");
+    let (scope, operator) = (text(expression, "scopeName"), text(expression, "operator"));
+    let values = items(expression, "values");
+    if !SCOPES.contains(&scope) {
+        errors.push(FieldError::invalid(&path.child("scopeName"), scope, "unsupported scope"));
+    }
+    match operator {
+        "In" | "NotIn" if values.is_empty() => {
+            let detail = "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector";
+            errors.push(FieldError::required(&path.child("values"), detail));
+        }
+        "Exists" | "DoesNotExist" if !values.is_empty() => {
+            let detail = "must be no value when `operator` is 'Exist' or 'DoesNotExist' for scope selector";
+            errors.push(FieldError::invalid(&path.child("values"), expression["values"].clone(), detail));
+        }
+        "In" | "NotIn" | "Exists" | "DoesNotExist" => {}
+        _ => {
+            let detail = "not a valid selector operator";
+            errors.push(FieldError::invalid(&path.child("operator"), operator, detail));
         }
     }
 }

@@ -11,6 +11,9 @@ use std::collections::BTreeSet;
 pub struct DeviceClasses;
 
 impl Strategy for DeviceClasses {
+    fn answers_deleted_object(&self) -> bool {
+        true
+    }
     fn default(&self, object: &mut Value) {
         object_mut(object, "spec");
     }
@@ -212,6 +215,9 @@ fn one_request(request: &Value, path: &Path, errors: &mut ErrorList) {
 pub struct ResourceClaims;
 
 impl Strategy for ResourceClaims {
+    fn answers_deleted_object(&self) -> bool {
+        true
+    }
     fn default(&self, object: &mut Value) {
         default_claim(map_mut(object).entry("spec").or_insert(Value::Null));
     }
@@ -229,6 +235,9 @@ impl Strategy for ResourceClaims {
 pub struct ResourceClaimTemplates;
 
 impl Strategy for ResourceClaimTemplates {
+    fn answers_deleted_object(&self) -> bool {
+        true
+    }
     fn default(&self, object: &mut Value) {
         let spec = object_mut(object, "spec");
         default_claim(spec.entry("spec").or_insert(Value::Null));
@@ -249,6 +258,9 @@ pub struct ResourceSlices;
 const PLACES: [&str; 4] = ["nodeName", "nodeSelector", "allNodes", "perDeviceNodeSelection"];
 
 impl Strategy for ResourceSlices {
+    fn answers_deleted_object(&self) -> bool {
+        true
+    }
     fn generation(&self) -> bool {
         true
     }

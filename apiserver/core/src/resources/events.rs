@@ -1,13 +1,19 @@
 //! Events, old form and new; both are stored in the old one.
 
 use super::Strategy;
-use crate::value::{namespace, text};
+use crate::context::Target;
+use crate::value::{is_empty, namespace, text};
 use keelson_api::{ErrorList, FieldError, Path, names};
 use serde_json::Value;
 
 /// Events in the old form (`v1`) or the new one.
 pub struct Events {
     pub old_form: bool,
+}
+
+/// An empty object and none are one.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || (is_empty(a) && is_empty(b))
 }
 
 impl Strategy for Events {
@@ -57,6 +63,30 @@ impl Strategy for Events {
         let kind = text(event, "type");
         if kind != "Normal" && kind != "Warning" {
             errors.push(FieldError::invalid(&Path::new("type"), "", &format!("has invalid value: {kind}")));
+        }
+    }
+    /// In the new form an event is what it was; only its series goes on. Fields have their old names in messages.
+    fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
+        let fields = [
+            ("regarding", "involvedObject"),
+            ("reason", "reason"),
+            ("note", "message"),
+            ("deprecatedSource", "source"),
+            ("deprecatedFirstTimestamp", "firstTimestamp"),
+            ("deprecatedLastTimestamp", "lastTimestamp"),
+            ("deprecatedCount", "count"),
+            ("type", "type"),
+            ("eventTime", "eventTime"),
+            ("action", "action"),
+            ("related", "related"),
+            ("reportingController", "reportingController"),
+            ("reportingInstance", "reportingInstance"),
+        ];
+        for (field, inside) in fields.into_iter().filter(|_| !self.old_form) {
+            if !same(&current[field], &new[field]) {
+                let path = Path::new(inside);
+                errors.push(FieldError::invalid(&path, new[field].clone(), "field is immutable"));
+            }
         }
     }
 }

@@ -375,7 +375,13 @@ impl Strategy for NetworkPolicies {
                 }
             }
         }
-        for (i, t) in items(spec, "policyTypes").iter().enumerate() {
+        let types = items(spec, "policyTypes");
+        if types.len() > 2 {
+            let detail = "may not specify more than two policyTypes";
+            errors.push(FieldError::invalid(&path.child("policyTypes"), spec["policyTypes"].clone(), detail));
+            return;
+        }
+        for (i, t) in types.iter().enumerate() {
             one_of(
                 t.as_str().unwrap_or(""),
                 &["Egress", "Ingress"],
@@ -394,9 +400,10 @@ fn policy_port(p: &Value, path: &Path, errors: &mut ErrorList) {
     if let Some(end) = p["endPort"].as_i64() {
         match p["port"].as_i64() {
             None if p["port"].is_null() => {
-                errors.push(FieldError::required(
-                    &path.child("port"),
-                    "must be specified when `endPort` is specified",
+                errors.push(FieldError::invalid(
+                    &path.child("endPort"),
+                    end,
+                    "may not be specified when `port` is not specified",
                 ));
             }
             None => errors.push(FieldError::invalid(
@@ -433,9 +440,19 @@ fn policy_peer(p: &Value, path: &Path, errors: &mut ErrorList) {
         let cidr = text(&p["ipBlock"], "cidr");
         if cidr.is_empty() {
             errors.push(FieldError::required(&at_block.child("cidr"), ""));
-        } else if cidr.parse::<ipnet::IpNet>().is_err() {
-            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+        } else if let Some(detail) = cidr_problem(cidr) {
             errors.push(FieldError::invalid(&at_block.child("cidr"), cidr, detail));
+        }
+        for (i, except) in items(&p["ipBlock"], "except").iter().map(|e| e.as_str().unwrap_or("")).enumerate()
+        {
+            let inside = |outer: ipnet::IpNet, inner: ipnet::IpNet| outer != inner && outer.contains(&inner);
+            let detail =
+                match (cidr_problem(except), cidr.parse::<ipnet::IpNet>(), except.parse::<ipnet::IpNet>()) {
+                    (Some(problem), ..) => problem,
+                    (_, Ok(outer), Ok(inner)) if !inside(outer, inner) => "must be a strict subset of `cidr`",
+                    _ => continue,
+                };
+            errors.push(FieldError::invalid(&at_block.child("except").index(i), except, detail));
         }
         if kinds > 0 {
             errors.push(FieldError::forbidden(path, "may not specify both ipBlock and another peer"));
@@ -445,4 +462,21 @@ fn policy_peer(p: &Value, path: &Path, errors: &mut ErrorList) {
     if kinds == 0 {
         errors.push(FieldError::required(path, "must specify a peer"));
     }
+}
+
+/// Why this is no network, strictly read.
+fn cidr_problem(cidr: &str) -> Option<&'static str> {
+    let zeros =
+        |part: &str| part.len() > 1 && part.starts_with('0') && part.bytes().all(|b| b.is_ascii_digit());
+    let parts = cidr.split(['.', '/']);
+    if cidr.contains('.') && cidr.contains('/') && parts.clone().any(zeros) {
+        return Some("must not have leading 0s in IP or prefix length");
+    }
+    let Ok(network) = cidr.parse::<ipnet::IpNet>() else {
+        return Some("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+    };
+    if matches!(network, ipnet::IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some()) {
+        return Some("must not have an IPv4-mapped IPv6 address");
+    }
+    (network.trunc() != network).then_some("must not have bits set beyond the prefix length")
 }

@@ -241,7 +241,12 @@ pub fn container_common(
     env_from(items(c, "envFrom"), &path.child("envFrom"), errors);
     mounts(spec, c, path, volumes, errors);
     resources(&c["resources"], &path.child("resources"), errors);
-    security_context(&c["securityContext"], &path.child("securityContext"), errors);
+    let (security, path) = (&c["securityContext"], path.child("securityContext"));
+    security_context(security, &path, errors);
+    if security["procMount"] == "Unmasked" && spec["hostUsers"] != false {
+        let detail = "`hostUsers` must be false to use `Unmasked`";
+        errors.push(FieldError::invalid(&path.child("procMount"), "Unmasked", detail));
+    }
 }
 
 fn ports(ports: &[Value], path: &Path, errors: &mut ErrorList) {

@@ -3,6 +3,7 @@
 use super::apps::{default_template, is_blank, is_valid, mismatch, runs_for_ever};
 use super::{Strategy, pod_validate, storage};
 use crate::context::{Context, Target};
+use crate::meta::NameCheck;
 use crate::validate::{label_selector, non_negative, one_of};
 use crate::value::{at, default, each_mut, int, is_empty, items, map_mut, take, text};
 use keelson_api::{ErrorList, FieldError, LabelSelector, Path, names};
@@ -22,6 +23,9 @@ const MUTABLE: [&str; 7] = [
 ];
 
 impl Strategy for StatefulSets {
+    fn name_check(&self) -> NameCheck {
+        names::dns1123_label
+    }
     fn default(&self, object: &mut Value) {
         default_template(object);
         default(object, "spec.replicas", 1);

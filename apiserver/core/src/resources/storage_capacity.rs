@@ -41,6 +41,9 @@ const PROTECTION: &str = "kubernetes.io/vac-protection";
 pub struct VolumeAttributesClasses;
 
 impl Strategy for VolumeAttributesClasses {
+    fn answers_deleted_object(&self) -> bool {
+        true
+    }
     fn prepare_create(&self, object: &mut Value, _: &Context) {
         let finalizers = object_mut(object, "metadata").entry("finalizers").or_insert(json!([]));
         if let Some(list) = finalizers.as_array_mut()

@@ -74,6 +74,19 @@ pub struct Runner {
     shared: Option<String>,
 }
 
+/// JSON with a space after each comma and colon, as the recorder wrote it.
+fn spaced(value: &Value) -> String {
+    match value {
+        Value::Array(list) => format!("[{}]", list.iter().map(spaced).collect::<Vec<_>>().join(", ")),
+        Value::Object(map) => {
+            let entries: Vec<String> =
+                map.iter().map(|(k, v)| format!("{}: {}", Value::from(k.as_str()), spaced(v))).collect();
+            format!("{{{}}}", entries.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
 /// A path with what may not stand in one written as percent signs.
 fn sendable(path: &str) -> String {
     let odd = |b: u8| !(0x21..0x7f).contains(&b) || b"\"<>\\^`{|}".contains(&b);
@@ -244,11 +257,11 @@ impl Sequence {
             let merge: Value =
                 serde_json::from_str(&self.fill(&from["merge"].to_string())?).map_err(|e| e.to_string())?;
             lay(&mut base, &merge);
-            Some(base.to_string())
+            Some(spaced(&base))
         } else if let Some(raw) = request["body_raw"].as_str() {
             Some(self.fill(raw)?)
         } else {
-            request.get("body").map(|b| self.fill(&b.to_string())).transpose()?
+            request.get("body").map(|b| self.fill(&spaced(b))).transpose()?
         };
         let mut headers = vec![];
         match request["headers"].as_object().filter(|h| !h.is_empty()) {
