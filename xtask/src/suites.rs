@@ -96,7 +96,8 @@ fn end_to_end(name: &str, folder: &str) -> Result<(), Failure> {
 
 /// Test targets of a package: its files.
 fn targets(folder: &str) -> Result<Vec<String>, Failure> {
-    let files = std::fs::read_dir(root().join(folder)).map_err(|error| Failure(format!("{folder}: {error}")))?;
+    let files =
+        std::fs::read_dir(root().join(folder)).map_err(|error| Failure(format!("{folder}: {error}")))?;
     let mut targets: Vec<String> = files
         .flatten()
         .map(|file| file.path())
