@@ -11,6 +11,7 @@ use std::time::Duration;
 use keelson_store_core::{Command, Error, Response, Stamp};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, RaftError};
+use openraft::vote::RaftLeaderId as _;
 use openraft::{AsyncRuntime, ChangeMembers, Config, Instant as _, ServerState};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -72,6 +73,8 @@ pub struct Replica<R: AsyncRuntime, B: Backend, T> {
     request_timeout: Duration,
     /// The term we lead and since when, for lease time.
     office: Mutex<Option<(u64, Instant)>>,
+    /// Who last sent us entries or a heartbeat, and when.
+    heard: Mutex<Option<(u64, Instant)>>,
     stopping: watch::Sender<bool>,
 }
 
@@ -120,6 +123,7 @@ where
             election,
             request_timeout: config.request_timeout,
             office: Mutex::new(None),
+            heard: Mutex::new(None),
             stopping: watch::Sender::new(false),
         });
         replica.task(proposer::run(replica.clone(), jobs));
@@ -171,10 +175,23 @@ where
         Some((leader, node))
     }
 
-    /// Whoever leads, ourselves included; 0 when unknown, or when we lead nobody any more.
+    /// Whoever leads, ourselves included; 0 when unknown, when we lead nobody any more, or when the leader has been
+    /// silent for so long that a quorum would have elected another (with pre-vote, a follower that reaches no quorum
+    /// stays in the leader's term).
     pub fn leader_id(&self) -> u64 {
         let leader = self.raft.server_metrics().borrow_watched().current_leader.unwrap_or(0);
-        if leader == self.id && !self.has_quorum() { 0 } else { leader }
+        let there = if leader == self.id { self.has_quorum() } else { self.heard_lately(leader) };
+        if there { leader } else { 0 }
+    }
+
+    fn heard_lately(&self, leader: u64) -> bool {
+        let heard = *self.heard.lock().expect("no panic while locked");
+        heard.is_some_and(|(from, at)| from == leader && at.elapsed() < self.election * 2)
+    }
+
+    fn hear(&self, vote: &Vote) {
+        let from = *vote.leader_id.node_id();
+        *self.heard.lock().expect("no panic while locked") = Some((from, Instant::now()));
     }
 
     /// As leader: whether a quorum has answered within the time after which it would have elected another.
@@ -222,7 +239,10 @@ where
     /// Answers a peer.
     pub async fn receive(&self, request: Request<R>) -> Reply<R> {
         let answer = match request {
-            Request::Append(append) => self.raft.append_entries(append).await.map(Reply::Append),
+            Request::Append(append) => {
+                self.hear(&append.vote);
+                self.raft.append_entries(append).await.map(Reply::Append)
+            }
             Request::Vote(vote) => self.raft.vote(vote).await.map(Reply::Vote),
             Request::PreVote(vote) => self.raft.pre_vote(vote).await.map(Reply::Vote),
             Request::TransferLeader(transfer) => {
@@ -257,6 +277,7 @@ where
         meta: SnapshotMeta,
         chunks: Chunks,
     ) -> Result<Vote, ReplicaError> {
+        self.hear(&vote);
         let incoming = self.shared.backend.receive(chunks).await?;
         let snapshot = openraft::storage::Snapshot { meta, snapshot: SnapshotData::Incoming(incoming) };
         let installed = self.raft.install_full_snapshot(vote, snapshot).await;
