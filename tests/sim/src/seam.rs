@@ -4,7 +4,9 @@
 //! part of the simulation, in shipped code and in libraries, without a line in either. On a thread that runs a seed,
 //! `getrandom` draws from that seed and `clock_gettime` answers virtual time; all other threads get the real ones.
 //!
-//! Hazard: a thread is good for one run. std's hash maps count on from the keys they drew first on their thread.
+//! Hazards: a thread is good for one run, since std's hash maps count on from the keys they drew first on their thread;
+//! and a process is good for one run that shall replay, since tokio mixes a count of the runtimes so far into its own
+//! randomness. Whoever runs many seeds gives each a process (`main.rs`, `tests/seeds.rs`).
 
 #![allow(unsafe_code, reason = "the C library's own signatures")]
 
