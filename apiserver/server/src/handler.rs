@@ -225,7 +225,10 @@ async fn dispatch(
         return Ok(documents::answer(server, query, &request).await);
     };
     if path.group == "metrics.k8s.io" {
-        return metrics_routes::answer(server, info, path, query, request.headers()).await;
+        let mut headers = request.headers().clone();
+        // Upstream's figures have messages of their own; clients that ask for protobuf take JSON too.
+        crate::request::without_protobuf_objects(&mut headers);
+        return metrics_routes::answer(server, info, path, query, &headers).await;
     }
     let Some(resource) = server.find(path) else {
         let group = server.rows().iter().any(|r| r.group == path.group && r.version == path.version);

@@ -55,7 +55,7 @@ pub async fn answer(
     if path.name.is_empty() {
         return made_list(headers, &format!("{kind}List"), crate::metrics_api::API_VERSION, items);
     }
-    let accept = Accept::negotiate(headers, false)?.without_protobuf();
+    let accept = Accept::negotiate(headers, false)?;
     match items.first() {
         Some(item) => present::value(&accept, 200, item),
         None => {

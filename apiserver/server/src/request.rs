@@ -228,7 +228,7 @@ pub fn accepts_gzip(headers: &HeaderMap) -> bool {
         .any(|v| v.split(',').any(|e| matches!(e.trim().split(';').next(), Some("gzip"))))
 }
 
-/// Takes protobuf out of an `Accept` header, except for metadata: custom resources have no messages.
+/// Takes protobuf out of an `Accept` header, except for metadata: custom resources and metrics have no messages.
 pub fn without_protobuf_objects(headers: &mut HeaderMap) {
     let Some(given) = headers.get(http::header::ACCEPT).and_then(|v| v.to_str().ok()) else { return };
     if !given.contains(PROTOBUF) {
@@ -278,14 +278,6 @@ impl Accept {
             return Ok(Accept { form, encoding, content_type, gzip });
         }
         Err(if typed { Status::not_acceptable(&MEDIA_TYPES) } else { nothing_acceptable() })
-    }
-
-    /// JSON instead of protobuf, for what has no message.
-    pub fn without_protobuf(mut self) -> Accept {
-        if self.encoding == Encoding::Protobuf {
-            (self.encoding, self.content_type) = (Encoding::Json, "application/json");
-        }
-        self
     }
 
     /// The form of watch events: JSON lines or protobuf frames; `as=` speaks of the objects inside.

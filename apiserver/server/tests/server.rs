@@ -336,3 +336,17 @@ async fn head_answers_as_get_does_without_a_body() {
         assert_eq!(head.headers["content-length"], get.text.len().to_string(), "{path}");
     }
 }
+
+/// kubectl top asks so; there is no message for metrics, so they come as JSON.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_come_as_json_to_clients_that_would_rather_have_protobuf() {
+    let world = World::start().await;
+    let accept = [("accept", "application/vnd.kubernetes.protobuf,application/json")];
+    for kind in ["Pod", "Node"] {
+        let path = format!("/apis/metrics.k8s.io/v1beta1/{}s", kind.to_lowercase());
+        let answer = world.admin.send("GET", &path, &accept, String::new()).await;
+        assert_eq!(answer.code, 200, "{}", answer.text);
+        assert_eq!(answer.headers["content-type"], "application/json");
+        assert_eq!(answer.json()["kind"], format!("{kind}MetricsList"));
+    }
+}

@@ -64,7 +64,10 @@ impl Stage {
 
     async fn run(&self, step: &Value, patience: Duration) -> Output {
         let argv: Vec<String> = strings(&step["argv"]).iter().map(|arg| self.fill(arg)).collect();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_etcdctl"))
+        // A suite started in a shell's background has SIGINT ignored, and so would its children.
+        let mut child = Command::new("env")
+            .arg("--default-signal=INT")
+            .arg(env!("CARGO_BIN_EXE_etcdctl"))
             .args(&argv[1..])
             .env("ETCDCTL_ENDPOINTS", &self.cluster.members[0].client)
             .current_dir(self.cluster.folder.path())
