@@ -99,12 +99,7 @@ impl Gateway {
                 json_response(http_status(status.code()), error_line(&status))
             }
             Err(status) => refused(&status),
-            Ok(answers) if method.answers_many => {
-                let lines = lines(answers).map(|line| Ok::<_, Status>(http_body::Frame::data(line)));
-                let mut response = Response::new(Body::new(StreamBody::new(lines)));
-                response.headers_mut().insert(header::CONTENT_TYPE, JSON);
-                response
-            }
+            Ok(answers) if method.answers_many => streamed(answers).await,
             Ok(answers) => match one(answers).await {
                 Ok(text) => json_response(StatusCode::OK, text),
                 Err(status) => refused(&status),
@@ -204,13 +199,35 @@ async fn one(mut answers: Streaming<DynamicMessage>) -> Result<Vec<u8>, Status> 
     encoded(&message)
 }
 
+/// The head goes out with the first answer: a call that fails before it has the failure's status.
+async fn streamed(mut answers: Streaming<DynamicMessage>) -> Response<Body> {
+    let first = match answers.message().await {
+        Ok(Some(message)) => encoded(&message).map(|text| Bytes::from(result_line(&text))),
+        Ok(None) => return json_response(StatusCode::OK, Vec::new()),
+        Err(status) => Err(status),
+    };
+    let first = match first {
+        Ok(line) => line,
+        Err(status) => return json_response(http_status(status.code()), error_line(&status)),
+    };
+    let lines = futures::stream::iter([first]).chain(lines(answers));
+    let frames = lines.map(|line| Ok::<_, Status>(http_body::Frame::data(line)));
+    let mut response = Response::new(Body::new(StreamBody::new(frames)));
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response
+}
+
+fn result_line(text: &[u8]) -> Vec<u8> {
+    [b"{\"result\":", text, b"}\n"].concat()
+}
+
 /// `{"result":…}` for each answer, `{"error":…}` at the end if it is a bad one; each with a line feed.
 fn lines(answers: Streaming<DynamicMessage>) -> impl Stream<Item = Bytes> + Send {
     futures::stream::unfold(Some(answers), async |answers| {
         let mut answers = answers?;
         let line = match answers.message().await {
             Ok(None) => return None,
-            Ok(Some(message)) => encoded(&message).map(|text| [b"{\"result\":", &text[..], b"}\n"].concat()),
+            Ok(Some(message)) => encoded(&message).map(|text| result_line(&text)),
             Err(status) => Err(status),
         };
         Some(match line {

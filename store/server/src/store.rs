@@ -163,7 +163,12 @@ impl Ports {
             listen::bind(&config.listen_peer_urls, tls.as_ref(), reuse).await
         };
         let peers = peers.await.inspect_err(|error| {
-            tracing::error!(error = format!("{error:#}"), "creating peer listener failed");
+            tracing::error!(
+                error = format!("{error:#}"),
+                remedy =
+                    "see --listen-peer-urls and the certificates of peers; is another member running there?",
+                "creating peer listener failed"
+            );
         })?;
         let tls = config.tls.as_ref().map(|tls| tls::server(tls, false)).transpose();
         let tls = tls.map_err(|error| ListenerFailed(format!("{error:#}")))?;
@@ -174,7 +179,13 @@ impl Ports {
             (&config.listen_client_http_urls, Served::Http),
             (&config.listen_metrics_urls, Served::Monitoring),
         ] {
-            let bound = listen::bind(urls, tls.as_ref(), reuse).await?;
+            let bound = listen::bind(urls, tls.as_ref(), reuse).await.inspect_err(|error| {
+                tracing::error!(
+                    error = format!("{error:#}"),
+                    remedy = "see --listen-client-urls; is another server running there?",
+                    "creating client listener failed"
+                );
+            })?;
             clients.extend(bound.into_iter().map(|bound| (bound, served)));
         }
         Ok(Ports { peers, clients })

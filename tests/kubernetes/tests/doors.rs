@@ -347,10 +347,13 @@ fn start_up_mistakes_name_their_remedy() {
     let secure = place.secure.to_string();
     let in_use = ["cannot listen on", secure.as_str(), "choose another", "--secure-port", "in use"];
     fails(&mut place.api_server(place.secure, "server.pem"), &in_use);
-    let client = place.client.to_string();
-    let in_use = [client.as_str(), "--listen-client-urls", "another server on that port", "in use"];
+    let in_use = ["listen tcp 127.0.0.1:", "address already in use", "--listen-peer-urls", "another member"];
     fails(&mut place.our_store("second"), &in_use);
-    fails(&mut place.our_store("store"), &["in use by another process", "choose another --data-dir"]);
+    let mut elsewhere = place.our_store("store");
+    for flag in ["--listen-client-urls", "--listen-peer-urls"] {
+        elsewhere.args([flag, &format!("http://127.0.0.1:{}", free_port())]);
+    }
+    fails(&mut elsewhere, &["in use by another process", "choose another --data-dir"]);
     let missing = ["--tls-cert-file", "absent.pem", "check the path", "No such file"];
     fails(&mut place.api_server(free_port(), "absent.pem"), &missing);
 
