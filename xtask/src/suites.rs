@@ -112,5 +112,8 @@ pub fn tidy(_: &[String]) -> Result<(), Failure> {
     let format: &mut Command = &mut cargo(&["fmt", "--all", "--check"]);
     step("format", format)?;
     setup::for_build()?;
+    // Loom's crate is another program under `--cfg loom`; all else, tests included, is held to the same lints.
+    let clippy: &mut Command = &mut cargo(&["clippy", "--quiet", "--workspace", "--all-targets"]);
+    step("clippy", clippy.args(["--exclude", "keelson-loom", "--", "--deny", "warnings"]))?;
     step("house rules", &mut cargo(&["test", "--quiet", "--package", "keelson-tidy"]))
 }

@@ -200,16 +200,16 @@ fn raw(table: &Table, bytes: &[u8]) -> Result<Value, String> {
 /// Types of custom resources' schemas that are one thing or another in JSON, and a message with both in protobuf.
 #[derive(Clone, Copy)]
 enum Union {
-    OrBool,
-    OrArray,
-    OrStringArray,
+    Bool,
+    Array,
+    StringArray,
 }
 
 fn union_of(type_name: &str) -> Option<Union> {
     Some(match type_name {
-        "JSONSchemaPropsOrBool" => Union::OrBool,
-        "JSONSchemaPropsOrArray" => Union::OrArray,
-        "JSONSchemaPropsOrStringArray" => Union::OrStringArray,
+        "JSONSchemaPropsOrBool" => Union::Bool,
+        "JSONSchemaPropsOrArray" => Union::Array,
+        "JSONSchemaPropsOrStringArray" => Union::StringArray,
         _ => return None,
     })
 }
@@ -224,18 +224,18 @@ fn union_value(table: &Table, union: Union, bytes: &[u8], depth: usize) -> Resul
     let (mut reader, mut list, mut schema, mut allows) = (Reader(bytes), vec![], None, false);
     while let Some((tag, wire)) = reader.next()? {
         match (union, tag) {
-            (Union::OrBool, 1) => allows = wire.int()? != 0,
-            (Union::OrBool, 2) | (Union::OrArray | Union::OrStringArray, 1) => {
+            (Union::Bool, 1) => allows = wire.int()? != 0,
+            (Union::Bool, 2) | (Union::Array | Union::StringArray, 1) => {
                 schema = Some(value(table, &props, &wire, depth + 1)?);
             }
-            (Union::OrArray, 2) => list.push(value(table, &props, &wire, depth + 1)?),
-            (Union::OrStringArray, 2) => list.push(value(table, &Shape::String, &wire, depth + 1)?),
+            (Union::Array, 2) => list.push(value(table, &props, &wire, depth + 1)?),
+            (Union::StringArray, 2) => list.push(value(table, &Shape::String, &wire, depth + 1)?),
             _ => {}
         }
     }
     Ok(match (schema, union) {
         (Some(schema), _) => schema,
-        (None, Union::OrBool) => allows.into(),
+        (None, Union::Bool) => allows.into(),
         (None, _) => list.into(),
     })
 }

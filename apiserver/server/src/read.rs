@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bytes::Bytes;
-use keelson_api::{ErrorList, FieldError, FieldSelector, LabelSelector, Path, Resource, Status};
+use keelson_api::{FieldError, FieldSelector, LabelSelector, Path, Resource, Status};
 use keelson_store_proto::etcdserverpb::RangeRequest;
 use serde_json::{Value, json};
 
@@ -138,9 +138,8 @@ pub fn soon() -> tokio::time::Instant {
 
 /// A 422 about the list options.
 pub fn bad_option(field: &str, detail: &str) -> Status {
-    let mut errors = ErrorList::new();
-    errors.push(FieldError::forbidden(&Path::new(field), detail));
-    Status::invalid_kind("meta.k8s.io", "ListOptions", "", errors)
+    let error = FieldError::forbidden(&Path::new(field), detail);
+    Status::invalid_kind("meta.k8s.io", "ListOptions", "", vec![error])
 }
 
 /// Where to read a list.
@@ -207,9 +206,8 @@ fn check_match(query: &Query, version: &str, how: &str) -> Result<(), Status> {
         return Err(bad_option(FIELD, "resourceVersionMatch is forbidden when continue is provided"));
     }
     if how != "Exact" && how != "NotOlderThan" {
-        let mut errors = ErrorList::new();
-        errors.push(FieldError::not_supported(&Path::new(FIELD), how, &["Exact", "NotOlderThan", ""]));
-        return Err(Status::invalid_kind("meta.k8s.io", "ListOptions", "", errors));
+        let error = FieldError::not_supported(&Path::new(FIELD), how, &["Exact", "NotOlderThan", ""]);
+        return Err(Status::invalid_kind("meta.k8s.io", "ListOptions", "", vec![error]));
     }
     if how == "Exact" && version == "0" {
         return Err(bad_option(

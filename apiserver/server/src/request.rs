@@ -350,9 +350,8 @@ pub fn dry_run(query: &Query, options_kind: &str) -> Result<bool, Status> {
         return Ok(!values.is_empty());
     }
     let list = serde_json::json!(values);
-    let mut errors = keelson_api::ErrorList::new();
-    errors.push(FieldError::not_supported(&Path::new("dryRun"), list, &["All"]));
-    Err(Status::invalid_kind("meta.k8s.io", options_kind, "", errors))
+    let error = FieldError::not_supported(&Path::new("dryRun"), list, &["All"]);
+    Err(Status::invalid_kind("meta.k8s.io", options_kind, "", vec![error]))
 }
 
 #[cfg(test)]

@@ -285,7 +285,9 @@ fn pod_address(pod: &Value, port: &str) -> Option<(String, u16)> {
 /// A ready endpoint of a service port, from its slices.
 fn service_address(call: &Call<'_>, service: &Value, port: &str) -> Option<(String, u16)> {
     let ports = service["spec"]["ports"].as_array()?;
-    let matches = |p: &&Value| port.is_empty() || p["name"] == port || p["port"].to_string() == port;
+    let matches = |p: &&Value| {
+        port.is_empty() || p["name"] == port || port.parse::<i64>().is_ok_and(|number| p["port"] == number)
+    };
     let wanted = ports.iter().find(matches)?;
     let slices = call.server.view.list("discovery.k8s.io", "endpointslices", Some(call.namespace()));
     let name = &service["metadata"]["name"];

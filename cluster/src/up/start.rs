@@ -391,7 +391,7 @@ async fn report(
         progress.seconds(),
         layout.kubeconfig().display()
     ));
-    say(format!("  kubectl get nodes,pods -A -o wide"));
+    say("  kubectl get nodes,pods -A -o wide".to_owned());
     if with_demo {
         let node = nodes.first().map(|node| node.ip.to_string()).unwrap_or_default();
         say(format!("  curl http://{node}:30080/            # the demo, on any node's port"));

@@ -77,7 +77,7 @@ pub async fn discover(client: &Client) -> Result<(Vec<ApiResource>, bool), kube:
     }
     // Events have two names; metrics are computed, not stored.
     found.retain(|r| {
-        r.gvr.group != "metrics.k8s.io" && !(r.gvr.resource == "events" && !r.gvr.group.is_empty())
+        r.gvr.group != "metrics.k8s.io" && (r.gvr.resource != "events" || r.gvr.group.is_empty())
     });
     Ok((found, complete))
 }

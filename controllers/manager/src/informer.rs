@@ -166,7 +166,7 @@ impl Informer {
                     }
                     self.bear(&failure, failures, cache);
                     // A resource that is not served (yet) is asked for seldom.
-                    let floor = if matches!(failure.code(), 403 | 404 | 405) { 5.0 } else { 0.0 };
+                    let floor = if matches!(failure.code(), 403..=405) { 5.0 } else { 0.0 };
                     let delay = (0.2 * f64::from(1 << failures.min(8))).max(floor).min(30.0);
                     let jitter: f64 = rand::random_range(0.8..1.2);
                     tokio::time::sleep(Duration::from_secs_f64(delay * jitter)).await;

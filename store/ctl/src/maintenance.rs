@@ -230,9 +230,8 @@ fn log(message: &str, fields: &[(&str, &str)]) {
         .collect();
     let message = serde_json::Value::from(message);
     eprintln!(
-        "{{\"level\":\"info\",\"ts\":\"{}\",\"caller\":\"{}:{}\",\"msg\":{message}{rest}}}",
+        "{{\"level\":\"info\",\"ts\":\"{}\",\"caller\":\"ctl/maintenance.rs:{}\",\"msg\":{message}{rest}}}",
         jiff::Timestamp::now(),
-        "ctl/maintenance.rs",
         std::line!()
     );
 }

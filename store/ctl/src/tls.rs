@@ -1,6 +1,6 @@
 //! Endpoints, and TLS to them: the client's certificate, the authorities, or none checked where that was asked for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -27,7 +27,7 @@ pub struct Security {
     pub skip_verify: bool,
 }
 
-fn given(path: &PathBuf) -> bool {
+fn given(path: &Path) -> bool {
     !path.as_os_str().is_empty()
 }
 

@@ -346,7 +346,7 @@ impl Connection {
         payload: &[u8],
         events: &mut Vec<Event>,
     ) -> Result<(), Fatal> {
-        if head.stream % 2 == 0 {
+        if head.stream.is_multiple_of(2) {
             return self.fatal(Code::Protocol, "a client's calls have odd numbers");
         }
         let padded = if head.has(FLAG_PADDED) {

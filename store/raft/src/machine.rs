@@ -270,10 +270,7 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
         let mark = (mark.0.filter(|_| !keelson_plant::is(7)), mark.1);
         self.set_installing(true);
         let installed = self.shared.backend.install(incoming, &encode_mark(&mark)).await;
-        if let Err(error) = installed {
-            // Reads stay refused: the member stops, and finishes or undoes the installation at its next start.
-            return Err(error);
-        }
+        installed?;
         let state =
             State::load(self.shared.backend.as_ref()).map_err(|error| corrupt("a snapshot", error))?;
         (self.last_applied, self.membership) = mark;

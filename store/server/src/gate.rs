@@ -167,6 +167,8 @@ async fn at_home(names: &Names<'_>, remote: IpAddr) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use super::*;
     use rcgen::{
         BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
@@ -215,13 +217,13 @@ mod tests {
         std::fs::write(&path, list(&[7])).expect("written");
         let gate = Gate::new(Some(path.clone()), Vec::new(), Vec::new(), false);
         let (seven, eight) = (certificate("a", &[], 7), certificate("a", &[], 8));
-        assert!(gate.admit(&[seven.clone()], HOME).await.expect_err("revoked").contains("serial 07 revoked"));
-        assert_eq!(gate.admit(&[eight.clone()], HOME).await, Ok(Some(ClientName("a".into()))));
+        assert!(gate.admit(from_ref(&seven), HOME).await.expect_err("revoked").contains("serial 07 revoked"));
+        assert_eq!(gate.admit(from_ref(&eight), HOME).await, Ok(Some(ClientName("a".into()))));
         assert_eq!(gate.admit(&[], HOME).await, Ok(None), "nothing was shown");
         std::fs::write(&path, list(&[7, 8])).expect("written");
         let later = std::fs::File::options().write(true).open(&path).expect("opens");
         later.set_modified(SystemTime::now() + std::time::Duration::from_secs(5)).expect("touched");
-        gate.admit(&[eight.clone()], HOME).await.expect_err("revoked since");
+        gate.admit(from_ref(&eight), HOME).await.expect_err("revoked since");
         std::fs::remove_file(&path).expect("removed");
         gate.admit(&[eight], HOME).await.expect_err("no list, nobody");
     }

@@ -46,7 +46,8 @@ async fn one(folder: &Path) -> (Store, CancellationToken, String) {
 async fn a_handle_and_the_wire_show_the_same_store() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (store, stop, url) = one(folder.path()).await;
-    let (handle, wire) = (store.handle(), Remote::connect(&[url.clone()], None).await.expect("a good URL"));
+    let (handle, wire) =
+        (store.handle(), Remote::connect(std::slice::from_ref(&url), None).await.expect("a good URL"));
     let written = handle.put(put("a", "1")).await.expect("written");
     assert_eq!(written.header.expect("a header").revision, 2);
     assert_eq!(value(&wire, "a").await.expect("read"), Some("1".to_owned()));
@@ -147,7 +148,7 @@ async fn a_watch_sees_history_then_the_present_and_compaction_ends_it() {
 async fn a_lease_is_kept_alive_and_takes_its_keys_along_when_it_ends() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (store, stop, url) = one(folder.path()).await;
-    let client = Remote::connect(&[url.clone()], None).await.expect("a good URL");
+    let client = Remote::connect(std::slice::from_ref(&url), None).await.expect("a good URL");
     let lease = client.lease_grant(pb::LeaseGrantRequest { ttl: 1, id: 0 }).await.expect("granted");
     assert_eq!(lease.ttl, 2, "the floor is one and a half election timeouts");
     client.put(pb::PutRequest { lease: lease.id, ..put("leased", "x") }).await.expect("written");

@@ -209,7 +209,7 @@ async fn a_member_moves_to_another_peer_address_by_member_update() {
     cluster.members[2].start(&initial, "existing", &[]);
     cluster.members[2].ready(2).await;
     for i in 0..3 {
-        assert_eq!(peer_urls(&cluster, i, moved).await, [new.clone()], "as member {i} shows it");
+        assert_eq!(peer_urls(&cluster, i, moved).await, std::slice::from_ref(&new), "as member {i} shows it");
     }
     let itself = cluster.members[2].connect().await;
     let own = pb::RangeRequest { serializable: true, ..get("while-away") };

@@ -87,7 +87,7 @@ fn perform(operation: &mut Operation, log: &mut Log) {
 }
 
 /// Changes one thing.
-fn tamper(random: &mut SmallRng, operations: &mut Vec<Operation>, log: &mut Log) {
+fn tamper(random: &mut SmallRng, operations: &mut [Operation], log: &mut Log) {
     let at = random.random_range(0..operations.len());
     let last = newest(log);
     match random.random_range(0..6) {

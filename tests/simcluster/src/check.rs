@@ -74,7 +74,7 @@ fn milli(amount: &str) -> i64 {
     }
 }
 
-fn controller<'a>(object: &'a Value) -> Option<&'a str> {
+fn controller(object: &Value) -> Option<&str> {
     let owners = object["metadata"]["ownerReferences"].as_array()?;
     owners.iter().find(|owner| owner["controller"] == true)?["uid"].as_str()
 }

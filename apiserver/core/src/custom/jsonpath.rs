@@ -37,10 +37,7 @@ fn follow<'a>(value: &'a Value, step: &Step) -> Vec<&'a Value> {
         },
         Step::Where(path, wanted) => {
             let at = |v: &'a Value| path.split('.').fold(v, |v, key| &v[key]);
-            let same = |v: &Value| match v {
-                Value::String(s) => s == wanted,
-                other => other.to_string() == *wanted,
-            };
+            let same = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned) == *wanted;
             elements().filter(|v| same(at(v))).collect()
         }
     }

@@ -200,17 +200,17 @@ fn union_message(table: &Table, union: super::Union, value: &Value) -> Result<Ve
     let props = super::json_schema(table)?;
     let mut out = vec![];
     match (union, value) {
-        (super::Union::OrBool, Value::Bool(allows)) => number(&mut out, 1, i64::from(*allows)),
-        (super::Union::OrBool, schema) => {
+        (super::Union::Bool, Value::Bool(allows)) => number(&mut out, 1, i64::from(*allows)),
+        (super::Union::Bool, schema) => {
             number(&mut out, 1, 1);
             single(table, &props, 2, schema, &mut out)?;
         }
-        (super::Union::OrArray, Value::Array(list)) => {
+        (super::Union::Array, Value::Array(list)) => {
             for schema in list {
                 single(table, &props, 2, schema, &mut out)?;
             }
         }
-        (super::Union::OrStringArray, Value::Array(list)) => {
+        (super::Union::StringArray, Value::Array(list)) => {
             for property in list {
                 single(table, &Shape::String, 2, property, &mut out)?;
             }

@@ -176,7 +176,7 @@ fn size(tolerance: f64, samples: &[Sample], goal: Goal, current: i32) -> i32 {
     let near = |r: f64| (1.0 - r).abs() <= tolerance;
     let unknown = samples.iter().any(|s| s.usage.is_none());
     let starting = samples.iter().any(|s| s.starting);
-    if !unknown && !(starting && first > 1.0) {
+    if !unknown && (!starting || first <= 1.0) {
         return if near(first) { current } else { ceil(first * measured().count() as f64) };
     }
     let (mut usage, mut wanted, mut count) = (usage, wanted, measured().count());

@@ -29,7 +29,7 @@ impl Reconciler for ClaimProtection {
         }
         let Some((Some(pod), new)) = change.of::<Pod>() else { return Vec::new() };
         let left = new.is_none_or(pods::is_finished);
-        let names = left.then(|| claims(pod)).unwrap_or_default();
+        let names = if left { claims(pod) } else { Vec::new() };
         names.iter().filter_map(|n| n.split_once('/')).map(|(ns, name)| Key::new(ns, name)).collect()
     }
 

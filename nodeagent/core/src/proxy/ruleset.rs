@@ -268,9 +268,10 @@ impl Ruleset {
                 _ => {}
             }
         }
-        match used.iter().find(|name| !fixed.contains(*name) && !self.chains.contains_key(**name)) {
-            Some(missing) => return Err(format!("no chain {missing}")),
-            None => {}
+        if let Some(missing) =
+            used.iter().find(|name| !fixed.contains(*name) && !self.chains.contains_key(**name))
+        {
+            return Err(format!("no chain {missing}"));
         }
         match self.chains.keys().find(|name| !used.contains(name.as_str())) {
             Some(orphan) => Err(format!("nothing leads to chain {orphan}")),

@@ -92,7 +92,7 @@ impl Store {
         self.backend.write(&effects.writes);
         self.published.extend(effects.events);
         // Scrub in small slices, as a member under load would.
-        let mut scrub = Scrub::due(&self.state, &self.backend).filter(|_| self.index % 3 == 0);
+        let mut scrub = Scrub::due(&self.state, &self.backend).filter(|_| self.index.is_multiple_of(3));
         while let Some(due) = scrub {
             let slice = due.slice(&self.backend, 3);
             self.backend.write(&slice.writes);

@@ -171,7 +171,7 @@ fn warn(draft: &mut Draft) {
         draft.config.bcrypt_cost = 10;
     }
     for name in draft.given.iter().filter(|name| WITHOUT_EFFECT.contains(name)) {
-        draft.notes.push(Note::WithoutEffect(*name));
+        draft.notes.push(Note::WithoutEffect(name));
     }
 }
 

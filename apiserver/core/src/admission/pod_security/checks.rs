@@ -48,7 +48,7 @@ fn containers(spec: &Value) -> impl Iterator<Item = &Value> {
     ["initContainers", "containers", "ephemeralContainers"].into_iter().flat_map(|list| items(spec, list))
 }
 
-fn names<'a>(spec: &'a Value, bad: impl Fn(&Value) -> bool) -> Vec<&'a str> {
+fn names(spec: &Value, bad: impl Fn(&Value) -> bool) -> Vec<&str> {
     containers(spec).filter(|c| bad(c)).map(|c| text(c, "name")).collect()
 }
 
