@@ -1,5 +1,7 @@
 //! `cargo xtask test`: every suite that can run unattended, in the order in which a failure is cheapest to read.
 
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::shell::{Failure, cargo, root, step, target_directory};
@@ -13,9 +15,6 @@ const BY_NAME: &[&str] = &["simcluster", "planted"];
 /// Suites of real processes, by folder: their test targets run one after another, after everything else.
 const ETCD: &str = "tests/etcd/tests";
 const KUBERNETES: &str = "tests/kubernetes/tests";
-
-/// The packages they stand in.
-const END_TO_END: &[&str] = &["keelson-etcd-tests", "keelson-kubernetes-tests"];
 
 /// Run by suites of their own, optimised.
 const PROOFS: &[&str] = &["keelson-models", "keelson-sim", "keelson-simcluster", "keelson-loom"];
@@ -55,29 +54,35 @@ fn all() -> Vec<&'static str> {
     SUITES.iter().chain(BY_NAME).copied().collect()
 }
 
-/// Unit and property tests of the whole workspace.
+/// Every cargo call of the suites that build unoptimised names this same set of packages: any other choice has other
+/// features of the dependencies, which would be built again.
+fn workspace(verb: &str) -> Command {
+    let mut command = cargo(&[verb, "--workspace"]);
+    command.args(PROOFS.iter().flat_map(|package| ["--exclude", package]));
+    command
+}
+
+/// Unit and property tests of the whole workspace, and its documentation's examples.
 fn unit() -> Result<(), Failure> {
-    let mut command = cargo(&["test", "--workspace"]);
-    for package in END_TO_END.iter().chain(PROOFS) {
-        command.args(["--exclude", package]);
+    let mut command = workspace("test");
+    command.args(["--lib", "--bins"]);
+    for target in targets_outside_of(&[ETCD, KUBERNETES])? {
+        command.args(["--test", &target]);
     }
     // A push is reproducible: its verdict is about the change, not about luck. `PROPTEST_RNG_SEED=` another number, or
     // a plain `cargo test`, explores further; what that finds is pinned beside the test.
     if std::env::var_os("PROPTEST_RNG_SEED").is_none() {
         command.env("PROPTEST_RNG_SEED", "20");
     }
-    step("unit and property tests", &mut command)
+    step("unit and property tests", &mut command)?;
+    step("examples in the documentation", workspace("test").args(["--quiet", "--doc"]))
 }
 
-/// The test targets of `folder` against the binary, whose path they find in KEELSON_BIN. The whole workspace is named,
-/// and its tests are built along with the binary: any other choice has other features of the dependencies, which would
-/// be built again.
+/// The test targets of `folder` against the binary, whose path they find in KEELSON_BIN.
 fn end_to_end(name: &str, folder: &str) -> Result<(), Failure> {
-    let excluded = || PROOFS.iter().flat_map(|package| ["--exclude", package]);
-    step("build", cargo(&["build", "--workspace", "--bins", "--tests"]).args(excluded()))?;
-    let mut command = cargo(&["test", "--workspace"]);
-    command.args(excluded());
-    for target in targets(folder)? {
+    step("build", workspace("build").args(["--bins", "--tests"]))?;
+    let mut command = workspace("test");
+    for target in targets(&root().join(folder))? {
         command.args(["--test", &target]);
     }
     command.args(["--", "--test-threads=1", "--nocapture"]);
@@ -94,10 +99,10 @@ fn end_to_end(name: &str, folder: &str) -> Result<(), Failure> {
     step(name, &mut command)
 }
 
-/// Test targets of a package: its files.
-fn targets(folder: &str) -> Result<Vec<String>, Failure> {
+/// Test targets of a package: the files of its folder `tests`.
+fn targets(folder: &Path) -> Result<Vec<String>, Failure> {
     let files =
-        std::fs::read_dir(root().join(folder)).map_err(|error| Failure(format!("{folder}: {error}")))?;
+        std::fs::read_dir(folder).map_err(|error| Failure(format!("{}: {error}", folder.display())))?;
     let mut targets: Vec<String> = files
         .flatten()
         .map(|file| file.path())
@@ -106,6 +111,48 @@ fn targets(folder: &str) -> Result<Vec<String>, Failure> {
         .collect();
     targets.sort();
     Ok(targets)
+}
+
+/// The test targets of all packages but those whose tests stand in `folders`, and those of the proofs.
+fn targets_outside_of(folders: &[&str]) -> Result<Vec<String>, Failure> {
+    let mut found = BTreeSet::new();
+    for package in packages()? {
+        let tests = package.join("tests");
+        let elsewhere = folders.iter().any(|folder| root().join(folder) == tests);
+        if !elsewhere && tests.is_dir() {
+            found.extend(targets(&tests)?);
+        }
+    }
+    for folder in folders {
+        for target in targets(&root().join(folder))? {
+            if found.contains(&target) {
+                return Err(Failure(format!(
+                    "{folder}/{target}.rs: another package has a test of that name"
+                )));
+            }
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// Folders of the workspace's packages, two levels down at most, without the proofs'.
+fn packages() -> Result<Vec<PathBuf>, Failure> {
+    let listed = |folder: &Path| -> Result<Vec<PathBuf>, Failure> {
+        let entries =
+            std::fs::read_dir(folder).map_err(|error| Failure(format!("{}: {error}", folder.display())))?;
+        Ok(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect())
+    };
+    let mut found = listed(&root())?;
+    for folder in found.clone() {
+        found.extend(listed(&folder)?);
+    }
+    found.retain(|folder| folder.join("Cargo.toml").exists() && !a_proof(folder));
+    Ok(found)
+}
+
+fn a_proof(package: &Path) -> bool {
+    let manifest = std::fs::read_to_string(package.join("Cargo.toml")).unwrap_or_default();
+    PROOFS.iter().any(|name| manifest.contains(&format!("name = \"{name}\"")))
 }
 
 pub fn tidy(_: &[String]) -> Result<(), Failure> {
