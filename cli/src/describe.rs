@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::args::Parsed;
 use crate::discovery::{Discovery, select};
 use crate::get;
+use crate::node_load::load;
 use crate::output::{self, aligned};
 use crate::session::{Session, is_not_found, sentence};
 use crate::three_way::LAST_APPLIED;
@@ -53,6 +54,9 @@ pub async fn run(session: &Session, parsed: &Parsed) -> Result<i32> {
             }
             printed += 1;
             output::print(&outline(&object))?;
+            if selection.kind.group.is_empty() && selection.kind.plural == "nodes" {
+                output::print(&load(&object, &pods_of(session, &object).await?))?;
+            }
             if parsed.get("show-events").is_none_or(|wanted| wanted != "false") {
                 output::print(&events(session, &object).await?)?;
             }
@@ -162,13 +166,17 @@ fn entry(name: &str, value: &Value, depth: usize, text: &mut String) {
 pub async fn about(session: &Session, object: &Value) -> Result<Vec<Value>> {
     let meta = &object["metadata"];
     let namespace = meta["namespace"].as_str().unwrap_or("default");
-    let uid = meta["uid"].as_str().unwrap_or_default();
-    let selector =
-        format!("involvedObject.name={},involvedObject.uid={uid}", meta["name"].as_str().unwrap_or_default());
+    let name = meta["name"].as_str().unwrap_or_default();
+    // A kubelet reports about its node before it knows the object's UID, and puts the name there.
+    let is_it = |about: &Value| {
+        about["uid"] == meta["uid"]
+            || (about["kind"] == "Node" && about["uid"] == name && meta["namespace"].is_null())
+    };
+    let selector = format!("involvedObject.name={name}");
     let path = format!("/api/v1/namespaces/{namespace}/events");
     let list = session.get(&path, &[("fieldSelector", selector)]).await?;
     let mut events = list["items"].as_array().cloned().unwrap_or_default();
-    events.retain(|event| event["involvedObject"]["uid"] == uid);
+    events.retain(|event| is_it(&event["involvedObject"]));
     events.sort_by_key(last_seen);
     Ok(events)
 }
@@ -188,6 +196,13 @@ pub fn age(time: &str) -> String {
         Ok(time) => human(jiff::Timestamp::now().as_second() - time.as_second()),
         Err(_) => "<unknown>".into(),
     }
+}
+
+/// The pods bound to a node, in every namespace.
+async fn pods_of(session: &Session, node: &Value) -> Result<Vec<Value>> {
+    let selector = format!("spec.nodeName={}", node["metadata"]["name"].as_str().unwrap_or_default());
+    let list = session.get("/api/v1/pods", &[("fieldSelector", selector)]).await?;
+    Ok(list["items"].as_array().cloned().unwrap_or_default())
 }
 
 async fn events(session: &Session, object: &Value) -> Result<String> {

@@ -18,6 +18,7 @@ mod get;
 mod jsonpath;
 mod logs;
 mod manifest;
+mod node_load;
 mod output;
 mod rollout;
 mod scale;

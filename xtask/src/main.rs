@@ -8,6 +8,7 @@ mod cluster;
 mod ledger;
 mod models;
 mod mutants;
+mod robustness;
 mod setup;
 mod shell;
 mod suites;
@@ -74,6 +75,12 @@ const COMMANDS: &[Command] = &[
         arguments: "[COUNT]",
         help: "our linearizability checker beside porcupine (needs Go), on generated histories",
         run: models::referee,
+    },
+    Command {
+        name: "robustness",
+        arguments: "[SECONDS]",
+        help: "three processes under kills, pauses, partitions and disk errors for an hour, judged and recorded",
+        run: robustness::robustness,
     },
     Command {
         name: "verify",

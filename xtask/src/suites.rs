@@ -56,7 +56,7 @@ fn all() -> Vec<&'static str> {
 
 /// Every cargo call of the suites that build unoptimised names this same set of packages: any other choice has other
 /// features of the dependencies, which would be built again.
-fn workspace(verb: &str) -> Command {
+pub fn workspace(verb: &str) -> Command {
     let mut command = cargo(&[verb, "--workspace"]);
     command.args(PROOFS.iter().flat_map(|package| ["--exclude", package]));
     command

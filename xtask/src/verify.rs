@@ -8,8 +8,8 @@ use std::process::{Command, Stdio};
 use keelson_plant::{BUGS, ELSEWHERE};
 
 use crate::ledger::{self, Line};
-use crate::mutants;
 use crate::shell::{Failure, cargo, root};
+use crate::{mutants, robustness};
 
 /// Seeds of the two simulations that `verify` runs.
 const STORE_SEEDS: &str = "2000";
@@ -87,9 +87,12 @@ fn report() -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure(format!("{}: {error}", path.display()));
     let mut page = fs::read_to_string(&path).map_err(failed)?;
     let lines = ledger::lines();
-    for (name, table) in
-        [("planted", planted(&lines)), ("models", reach(&lines)), ("simulation", simulated(&lines))]
-    {
+    for (name, table) in [
+        ("planted", planted(&lines)),
+        ("models", reach(&lines)),
+        ("simulation", simulated(&lines)),
+        ("robustness", robustness::table(&lines)),
+    ] {
         page = replace(&page, name, &table)
             .ok_or_else(|| Failure(format!("docs/verification.md has no place for {name:?}")))?;
     }

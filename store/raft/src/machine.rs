@@ -14,6 +14,7 @@ use std::sync::{Arc, RwLock};
 use futures::{Stream, StreamExt};
 use keelson_store_core::compact::{Scrub, Slice};
 use keelson_store_core::{Batch, Command, Error, Member, RevisionEvents, State, TokenChange, apply};
+use keelson_store_fail::{Point, hit};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{AsyncRuntime, OptionalSend};
 use tokio::sync::watch;
@@ -65,7 +66,12 @@ impl<B: Backend> Shared<B> {
             return None;
         }
         let slice = slice(&self.backend);
-        Some(self.backend.prune(&slice.writes).map(|()| slice.next))
+        let free = || {
+            hit(Point::CompactBeforeCommitBatch)?;
+            self.backend.prune(&slice.writes)?;
+            hit(Point::CompactAfterCommitBatch)
+        };
+        Some(free().map(|()| slice.next))
     }
 
     /// Index of the newest applied entry.
@@ -177,7 +183,9 @@ impl<B: Backend> StateMachine<B> {
         if keelson_plant::is(6) {
             backend.commit(&[], &mark)?;
         }
+        hit(Point::BeforeCommit)?;
         backend.commit(&effects.writes, &mark)?;
+        hit(Point::AfterCommit)?;
         self.listener.applied(&guarded.state, effects.events, effects.compacted);
         if !effects.tokens.is_empty() {
             self.listener.tokens(effects.tokens);
@@ -268,9 +276,11 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
         let mark = (meta.last_log_id, meta.last_membership.clone());
         #[cfg(feature = "planted")]
         let mark = (mark.0.filter(|_| !keelson_plant::is(7)), mark.1);
+        hit(Point::RaftBeforeApplySnap)?;
         self.set_installing(true);
         let installed = self.shared.backend.install(incoming, &encode_mark(&mark)).await;
         installed?;
+        hit(Point::RaftAfterApplySnap)?;
         let state =
             State::load(self.shared.backend.as_ref()).map_err(|error| corrupt("a snapshot", error))?;
         (self.last_applied, self.membership) = mark;
@@ -314,7 +324,9 @@ impl<R: AsyncRuntime, B: Backend> RaftSnapshotBuilder<TypeConfig<R>> for Builder
     async fn build_snapshot(
         &mut self,
     ) -> io::Result<openraft::storage::Snapshot<CommittedLeaderId, u64, Node, Self::SnapshotData>> {
+        hit(Point::RaftBeforeSaveSnap)?;
         self.backend.flush().await?;
+        hit(Point::RaftAfterSaveSnap)?;
         Ok(openraft::storage::Snapshot { meta: self.meta.clone(), snapshot: SnapshotData::Here })
     }
 }

@@ -18,6 +18,7 @@ mod convert;
 mod discovery;
 mod door;
 mod facts;
+mod failpoints;
 mod flags;
 mod gate;
 mod handle;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::failpoints;
 use crate::flags::{self, Invocation, Mistake, Note, Run, Said};
 use crate::handle::ETCD_VERSION;
 use crate::logging::{self, FATAL, Logging};
@@ -206,6 +207,7 @@ async fn serve(run: Run) -> anyhow::Result<i32> {
     let stop = CancellationToken::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    failpoints::begin().await?;
     let (name, data_dir) = (run.config.name.clone(), run.config.data_dir.display().to_string());
     tracing::info!(name, "data-dir" = data_dir, "etcd-version" = ETCD_VERSION, "starting an etcd server");
     let starting = Store::start(run.config, stop.clone());

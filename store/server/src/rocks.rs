@@ -21,6 +21,7 @@ use std::sync::{Arc, RwLock};
 use bytes::{Bytes, BytesMut};
 use keelson_store_core::backend::Visit;
 use keelson_store_core::{Cf, Read, State, Write};
+use keelson_store_fail::{Point, hit};
 use keelson_store_files::bolt::{WriteError, Writer};
 use keelson_store_files::content;
 use keelson_store_raft::backend::{Backend, CHUNK, Chunks, SnapshotReader, SnapshotWriter};
@@ -286,7 +287,9 @@ impl Rocks {
         let marker = self.folder.join(INSTALLING);
         let text = postcard::to_stdvec(&(name, mark.to_vec())).expect("plain data");
         write_durably(&marker, &text)?;
+        hit(Point::ApplySnapAfterMarker)?;
         self.empty()?;
+        hit(Point::ApplySnapAfterEmpty)?;
         let mut file_reader = BufReader::with_capacity(CHUNK, File::open(file)?);
         let mut reader = SnapshotReader::default();
         let mut batch = WriteBatch::default();
@@ -308,7 +311,9 @@ impl Rocks {
         let mut batch = WriteBatch::default();
         batch.put_cf(self.mark_family(), MARK, mark);
         self.db.write_opt(batch, &Rocks::unlogged()).map_err(other)?;
+        hit(Point::ApplySnapBeforeFlush)?;
         self.flush_now()?;
+        hit(Point::ApplySnapAfterFlush)?;
         self.load_counts();
         std::fs::remove_file(&marker)?;
         std::fs::remove_file(file)
@@ -619,5 +624,6 @@ async fn spool(path: &Path, mut chunks: Chunks) -> io::Result<()> {
         while reader.next_record()?.is_some() {}
     }
     reader.finish()?;
+    hit(Point::SnapBeforeSync)?;
     file.sync_all().await
 }

@@ -2,6 +2,7 @@
 //!
 //! Ports are free ones of loopback; everything waits on conditions with a deadline.
 
+pub mod faults;
 pub mod replay;
 
 use std::future::Future;
@@ -53,6 +54,10 @@ pub struct Process {
     pub peer: String,
     /// Its data.
     pub data_dir: PathBuf,
+    /// Variables it is started with, beside this process's own.
+    pub environment: Vec<(String, String)>,
+    /// The group it runs with; ours when absent.
+    pub group: Option<u32>,
     flags: Vec<String>,
     log: PathBuf,
     child: Option<Child>,
@@ -69,6 +74,8 @@ impl Process {
             client,
             peer,
             data_dir: folder.join(name),
+            environment: Vec::new(),
+            group: None,
             flags: vec![binary.display().to_string()],
             log: folder.join(format!("{name}.log")),
             child: None,
@@ -96,9 +103,13 @@ impl Process {
             .args(["--initial-cluster", cluster, "--initial-cluster-state", state])
             .args(["--initial-cluster-token", "test", "--snapshot-count=10000"])
             .args(more)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
+        if let Some(group) = self.group {
+            std::os::unix::process::CommandExt::gid(&mut command, group);
+        }
         self.child = Some(command.spawn().expect("the member starts"));
         self.starts += 1;
     }
@@ -117,6 +128,25 @@ impl Process {
         let sent = Command::new("kill").arg(child.id().to_string()).status().expect("kill runs");
         assert!(sent.success(), "SIGTERM");
         child.wait().expect("gone")
+    }
+
+    /// Whether it was started and nobody has seen it end.
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, name: &str) {
+        let id = self.child.as_ref().expect("it runs").id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status().expect("kill runs");
+        assert!(sent.success(), "SIG{name}");
+    }
+
+    /// How it ended, once it has ended by itself.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().expect("asked")?;
+        self.child = None;
+        Some(status)
     }
 
     /// Everything it logged.

@@ -9,10 +9,10 @@ use openraft::AsyncRuntime;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::checker::Operation;
 use crate::judge::{LEASED, Shared, bytes, number};
 use crate::network::Member;
 use crate::runtime::Runtime;
+use keelson_checker::Operation;
 
 const KEYS: u64 = 5;
 /// How long a client waits for one answer.

@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::checker::{self, Log, Operation};
+use keelson_checker::{Log, Operation};
 
 const CLIENTS: usize = 3;
 const STEPS: u64 = 16;
@@ -130,7 +130,8 @@ fn tamper(random: &mut SmallRng, operations: &mut [Operation], log: &mut Log) {
 /// One line of JSON for the referee, our verdict included.
 pub fn line(seed: u64) -> String {
     let (operations, log) = history(seed);
-    let ours = checker::check(&operations, &log, newest(&log)).err().map_or("", |found| found.property);
+    let ours =
+        keelson_checker::check(&operations, &log, newest(&log)).err().map_or("", |found| found.property);
     let mut text = String::from("{\"operations\":[");
     for (at, operation) in operations.iter().enumerate() {
         let (write, key, value, invoked, returned, revision) = match *operation {

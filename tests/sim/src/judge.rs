@@ -10,7 +10,7 @@ use keelson_store_core::{EventType, RevisionEvents, State};
 use keelson_store_raft::Listener;
 use tokio::sync::{Notify, watch};
 
-use crate::checker::{Log, Operation, Time, Violation};
+use keelson_checker::{Log, Operation, Time, Violation};
 
 /// Keys from here on hang on the lease of the same number, less this.
 pub const LEASED: u64 = 1 << 40;

@@ -1,10 +1,9 @@
 //! Deterministic simulation of the store: three members, openraft inside, on one thread and in virtual time.
 //!
 //! One seed is one run: message delays and losses, cuts, crashes with unsynced writes lost, and the clients' operations
-//! are all drawn from it. `world` runs a seed, `clients` work in it, `judge` watches every applied entry, `checker` judges
+//! are all drawn from it. `world` runs a seed, `clients` work in it, `judge` watches every applied entry, `keelson_checker` judges
 //! the clients' history at the end.
 
-pub mod checker;
 pub mod clients;
 pub mod disk;
 pub mod histories;

@@ -18,13 +18,13 @@ use openraft::{AsyncRuntime, SnapshotPolicy};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use crate::checker::{self, Operation, Violation};
 use crate::clients::{Client, Open, PATIENCE};
 use crate::disk::SimDisk;
 use crate::judge::{Judge, PROBE, Shared, bytes};
 use crate::network::{Member, SimNetwork, SimTransport};
 use crate::runtime::Runtime;
 use crate::seam::{begin_time, end_time, on_seeded_thread};
+use keelson_checker::{Operation, Violation};
 
 /// Their ids are 1 to this.
 pub const MEMBERS: u64 = 3;
@@ -95,7 +95,7 @@ fn run_here(seed: u64) -> Result<Report, (Violation, Report)> {
         let judged = world.seen().and(outcome);
         let judged = judged.and_then(|()| {
             let record = shared.record();
-            checker::check(&record.history, &record.log, record.newest())
+            keelson_checker::check(&record.history, &record.log, record.newest())
         });
         let report = report(seed, &shared, world.network.terms());
         world.stop().await;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use keelson_sim::checker::Violation;
+use keelson_checker::Violation;
 use keelson_sim::judge::Shared;
 use keelson_store_core::{EventType, WatchEvent};
 use serde_json::Value;

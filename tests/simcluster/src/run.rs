@@ -9,7 +9,7 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
 use keelson_apiserver::{Config, InProcess, Pki};
-use keelson_sim::checker::Violation;
+use keelson_checker::Violation;
 use keelson_sim::judge::Shared;
 use keelson_sim::runtime::Runtime;
 use keelson_sim::seam::{begin_time, end_time, on_seeded_thread};

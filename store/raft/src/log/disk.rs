@@ -16,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Instant;
 
 use bytes::Bytes;
+use keelson_store_fail::{Point, hit};
 
 /// Space set aside at a time, bytes.
 const RESERVE: u64 = 8 * 1024 * 1024;
@@ -289,7 +290,7 @@ impl Flusher {
                     completions.extend(done);
                 }
                 Operation::Remove { file } => {
-                    self.attempt(|flusher| std::fs::remove_file(flusher.folder.join(&file)));
+                    self.attempt(|flusher| flusher.remove(&file));
                 }
             }
         }
@@ -315,6 +316,9 @@ impl Flusher {
 
     /// Writes the pieces one after the other; a group is one call to the system.
     fn write(&mut self, pieces: &[Bytes]) -> io::Result<()> {
+        if !pieces.is_empty() {
+            hit(Point::RaftBeforeSave)?;
+        }
         match (&mut self.file, pieces) {
             (None, _) | (_, []) => Ok(()),
             (Some(open), [one]) => open.append(one),
@@ -324,16 +328,24 @@ impl Flusher {
 
     fn sync(&mut self) -> io::Result<()> {
         let Some(open) = &self.file else { return Ok(()) };
+        hit(Point::WalBeforeSync)?;
         if self.sync {
             let start = Instant::now();
             open.file.sync_data()?;
             self.stats.observe(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
         }
-        Ok(())
+        hit(Point::WalAfterSync)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        hit(Point::WalBeforeRelease)?;
+        std::fs::remove_file(self.folder.join(name))?;
+        hit(Point::RaftAfterWalRelease)
     }
 
     /// Finishes the current file and opens another; the folder is synced so that the new name survives.
     fn switch(&mut self, name: &str) -> io::Result<()> {
+        hit(Point::WalBeforeSwitch)?;
         if let Some(open) = &self.file {
             open.finish()?;
         }
@@ -344,6 +356,6 @@ impl Flusher {
             File::open(&self.folder)?.sync_all()?;
         }
         self.file = Some(open);
-        Ok(())
+        hit(Point::WalAfterSwitch)
     }
 }

@@ -18,6 +18,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use keelson_store_fail::{Point, hit};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{AsyncRuntime, OptionalSend};
 use tokio::sync::oneshot;
@@ -509,11 +510,13 @@ impl<R: AsyncRuntime, D: Disk> RaftLogStorage<TypeConfig<R>> for SegmentLog<D> {
             self.write(&mut inner, &Record::Vote(vote), None);
             return Ok(());
         }
+        hit(Point::RaftBeforeVote)?;
         self.write_through(|inner| {
             inner.vote = Some(vote);
             Record::Vote(vote)
         })
-        .await
+        .await?;
+        hit(Point::RaftAfterVote)
     }
 
     /// Rides with the next durable record: losing it costs a wait at start, nothing else.

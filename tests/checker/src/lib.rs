@@ -5,9 +5,9 @@
 //! each read must equal the state at its revision, a revision that real time allows. A write whose outcome is
 //! unknown may stand in the log once or not at all; the log settles it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// Virtual time in microseconds since the run's start.
+/// Microseconds since the run's start, by whatever clock the run has.
 pub type Time = u64;
 
 /// What a client did and what it was told. Values are unique over a run, so that a log entry names its write.
@@ -60,10 +60,15 @@ fn log_holds_only_what_was_asked(history: &[Operation], log: &Log) -> Result<(),
     for write in log.values() {
         *times.entry(*write).or_default() += 1;
     }
+    let wanted: BTreeSet<(u64, u64)> = history
+        .iter()
+        .filter_map(|operation| match operation {
+            Operation::Write { key, value, .. } => Some((*key, *value)),
+            Operation::Read { .. } => None,
+        })
+        .collect();
     for ((key, value), count) in times {
-        let asked = history.iter().any(
-            |operation| matches!(operation, Operation::Write { key: k, value: v, .. } if (*k, *v) == (key, value)),
-        );
+        let asked = wanted.contains(&(key, value));
         if !asked || count > 1 {
             return violation(
                 "S6",
