@@ -121,7 +121,7 @@ mod tests {
                 json!({"containers": [container("100m", "1Gi"), container("150m", "1Gi")]}),
             ),
             pod("late", "Pending", json!({"initContainers": [container("1", "1Mi")], "containers": [{}]})),
-            pod("over", "Succeeded", json!({"containers": [container("2", "4Gi")]})),
+            pod("ended", "Succeeded", json!({"containers": [container("2", "4Gi")]})),
         ];
         let shown = load(&node, &pods);
         let lines: Vec<Vec<&str>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -131,6 +131,6 @@ mod tests {
         assert_eq!(lines[3], web);
         assert!(lines.contains(&vec!["cpu", "1250m", "(62%)", "0", "(0%)"]), "{shown}");
         assert!(lines.contains(&vec!["x/gpu", "0", "(0%)", "0", "(0%)"]), "{shown}");
-        assert!(!shown.contains("over "), "ended pods hold nothing: {shown}");
+        assert!(!shown.contains("ended"), "ended pods hold nothing: {shown}");
     }
 }
