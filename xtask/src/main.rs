@@ -42,7 +42,7 @@ const COMMANDS: &[Command] = &[
     Command { name: "status", arguments: "", help: "what of that cluster runs", run: cluster::status },
     Command {
         name: "test",
-        arguments: "[--only SUITE]",
+        arguments: "[--only SUITE,...]",
         help: "every suite that can run unattended: unit, models, loom, sim, store and cluster end to end",
         run: suites::test,
     },

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 
 use crate::shell::{Failure, cargo, root, step, target_directory};
 use crate::{models, mutants, setup};
 
-const SUITES: &[&str] = &["tidy", "unit", "models", "loom", "sim", "etcd", "kubernetes"];
+const SUITES: &[&str] = &["tidy", "unit", "loom", "models", "sim", "etcd", "kubernetes"];
 
 /// Run only when named: what they take on a busy machine is not yet measured.
 const BY_NAME: &[&str] = &["simcluster", "planted"];
@@ -19,22 +19,50 @@ const KUBERNETES: &str = "tests/kubernetes/tests";
 /// Run by suites of their own, optimised.
 const PROOFS: &[&str] = &["keelson-models", "keelson-sim", "keelson-simcluster", "keelson-loom"];
 
+/// Suites that compute; the others, of processes, mostly wait. A whole run has both at once. Loom comes first: it has a
+/// target folder of its own, so nobody waits for the other's compiler.
+const COMPUTING: &[&str] = &["loom", "models", "sim"];
+
 pub fn test(arguments: &[String]) -> Result<(), Failure> {
-    let only = match arguments {
+    let asked: Option<Vec<&str>> = match arguments {
         [] => None,
-        [flag, suite] if flag == "--only" => Some(suite.as_str()),
-        _ => return Err(Failure(format!("usage: cargo xtask test [--only {}]", all().join("|")))),
+        [flag, suites] if flag == "--only" => Some(suites.split(',').collect()),
+        _ => {
+            return Err(Failure(format!(
+                "usage: cargo xtask test [--only SUITE,...]; suites: {}",
+                all().join(", ")
+            )));
+        }
     };
-    if let Some(suite) = only.filter(|suite| !all().contains(suite)) {
+    let unknown = asked.iter().flatten().find(|suite| !all().contains(suite));
+    if let Some(suite) = unknown {
         return Err(Failure(format!("no suite {suite:?}; there are {}", all().join(", "))));
     }
     setup::for_nodes()?;
-    if only.is_none_or(|suite| ["etcd", "kubernetes"].contains(&suite)) {
+    let of_processes = ["etcd", "kubernetes"];
+    if asked.as_ref().is_none_or(|asked| of_processes.iter().any(|suite| asked.contains(suite))) {
         setup::for_tests();
     }
-    let wanted = |suite: &&&str| only.map_or(SUITES.contains(*suite), |only| only == **suite);
-    for suite in all().iter().filter(wanted) {
-        match *suite {
+    match asked {
+        Some(asked) => run(all().into_iter().filter(|suite| asked.contains(suite)))?,
+        None => {
+            let (beside, rest): (Vec<&str>, Vec<&str>) =
+                SUITES.iter().copied().partition(|suite| COMPUTING.contains(suite));
+            let (first, then): (Vec<&str>, Vec<&str>) =
+                rest.into_iter().partition(|suite| !of_processes.contains(suite));
+            run(first.into_iter())?;
+            let beside = Beside::start(&beside)?;
+            let outcome = run(then.into_iter());
+            beside.finish().and(outcome)?;
+        }
+    }
+    println!("every suite passed");
+    Ok(())
+}
+
+fn run<'a>(suites: impl Iterator<Item = &'a str>) -> Result<(), Failure> {
+    for suite in suites {
+        match suite {
             "tidy" => tidy(&[])?,
             "unit" => unit()?,
             "loom" => models::loom(&[])?,
@@ -46,8 +74,38 @@ pub fn test(arguments: &[String]) -> Result<(), Failure> {
             _ => end_to_end("the cluster", KUBERNETES)?,
         }
     }
-    println!("every suite passed");
     Ok(())
+}
+
+/// This program once more, running other suites at a lower priority; what it says is shown when it has ended.
+struct Beside {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Beside {
+    fn start(suites: &[&str]) -> Result<Beside, Failure> {
+        let failed = |error: std::io::Error| Failure(format!("{} beside: {error}", suites.join(", ")));
+        let log = target_directory().join("beside.log");
+        let file = std::fs::File::create(&log).map_err(failed)?;
+        println!("==> meanwhile: {}", suites.join(", "));
+        let child = Command::new("nice")
+            .args(["-n", "10"])
+            .arg(std::env::current_exe().map_err(failed)?)
+            .args(["test", "--only", &suites.join(",")])
+            .stderr(file.try_clone().map_err(failed)?)
+            .stdout(file)
+            .spawn()
+            .map_err(failed)?;
+        Ok(Beside { child, log })
+    }
+
+    fn finish(mut self) -> Result<(), Failure> {
+        let failed = |error: std::io::Error| Failure(format!("suites beside: {error}"));
+        let status = self.child.wait().map_err(failed)?;
+        print!("{}", std::fs::read_to_string(&self.log).map_err(failed)?);
+        if status.success() { Ok(()) } else { Err(Failure(format!("suites beside failed ({status})"))) }
+    }
 }
 
 fn all() -> Vec<&'static str> {
