@@ -100,6 +100,8 @@ pub struct Config {
     pub name: String,
     /// Where everything durable is.
     pub data_dir: PathBuf,
+    /// Where traces of calls go; nowhere when absent.
+    pub traces: Option<crate::traces::Options>,
     /// Where the Raft log is, when not below `data_dir`.
     pub wal_dir: Option<PathBuf>,
     /// `http(s)://host:port` or `unix(s)://path`, port 0 allowed.
@@ -197,6 +199,7 @@ impl Default for Config {
         Config {
             name: "default".to_owned(),
             data_dir: PathBuf::from("default.etcd"),
+            traces: None,
             wal_dir: None,
             listen_client_http_urls: Vec::new(),
             discovery: None,

@@ -23,6 +23,7 @@ use crate::peer::PeerTransport;
 use crate::quota::Quota;
 use crate::rocks::Rocks;
 use crate::strict;
+use crate::traces::Traces;
 use crate::watch;
 
 /// The version we answer as.
@@ -50,6 +51,8 @@ pub(crate) struct Inner {
     /// Rung when a scrub has ended.
     pub scrubbed: Arc<tokio::sync::Notify>,
     pub facts: Arc<Facts>,
+    /// Absent when calls are not traced.
+    pub traces: Option<Traces>,
     pub quota: Quota,
     /// Held while files are rewritten to give space back.
     pub rewriting: tokio::sync::Semaphore,
@@ -111,6 +114,10 @@ impl Handle {
 
     pub(crate) fn config(&self) -> &Config {
         &self.inner.config
+    }
+
+    pub(crate) fn traces(&self) -> Option<&Traces> {
+        self.inner.traces.as_ref()
     }
 
     pub(crate) fn replica(&self) -> &Arc<Member> {

@@ -51,7 +51,7 @@ impl Calls for ClientService {
     }
 
     fn call(&self, method: crate::calls::Method, message: Bytes, answer: Answer) -> Outcome {
-        if self.routes.is_none() {
+        if self.routes.is_none() || self.handle.traces().is_some() {
             return Outcome::Pass;
         }
         let length = message.len() as u64;
@@ -160,7 +160,8 @@ where
     let answered = match metrics.call(request.uri().path()) {
         None => routes.call(request).await,
         Some(stats) => {
-            let call = Call::new(stats.clone());
+            let span = handle.traces().map(|traces| traces.begin(request.uri().path(), request.headers()));
+            let call = Call::new(stats.clone(), span);
             let stats = stats.clone();
             if let Err(refusal) = admitted {
                 let _begun = Asked::new(request.into_body(), stats);

@@ -40,6 +40,7 @@ mod service;
 mod store;
 mod strict;
 mod tls;
+mod traces;
 mod utl;
 mod watch;
 

@@ -31,6 +31,7 @@ use crate::metrics::{Changes, Metrics};
 use crate::peer::{self, PeerService, PeerTransport};
 use crate::quota::{self, Quota};
 use crate::rocks::Rocks;
+use crate::traces::Traces;
 use crate::{autocompact, consistency, discovery, range_stream, restore, scrub, service, tls};
 
 /// Recent changes kept in memory for watchers: how many, and how many bytes.
@@ -392,6 +393,7 @@ struct Opened {
     compacted: Arc<Notify>,
     facts: Arc<Facts>,
     tokens: Arc<Tokens>,
+    traces: Option<Traces>,
     pristine: bool,
 }
 
@@ -419,6 +421,7 @@ impl Opened {
         let (publisher, hub) = Hub::new(RING, RING_BYTES, 0);
         let compacted = Arc::new(Notify::new());
         let tokens = Arc::new(Tokens::new(&config.auth_token, config.auth_token_ttl)?);
+        let traces = config.traces.as_ref().map(Traces::start).transpose()?;
         let facts = Arc::new(Facts::default());
         let events = Events {
             publisher: Mutex::new(publisher),
@@ -437,7 +440,7 @@ impl Opened {
             Arc::new(events),
         )
         .await?;
-        Ok(Opened { identity, replica, hub, metrics, compacted, facts, tokens, pristine })
+        Ok(Opened { identity, replica, hub, metrics, compacted, facts, tokens, traces, pristine })
     }
 
     /// In a new cluster the member with the smallest id forms the group; the others wait to hear of it.
@@ -483,6 +486,7 @@ impl Opened {
             scrubbed: scrubbed.clone(),
             ready: ready.clone(),
             facts: self.facts,
+            traces: self.traces,
             quota,
             rewriting: Semaphore::new(1),
             tokens: self.tokens,

@@ -54,10 +54,20 @@ pub(super) const FLAGS: &[Flag] = &[
         d.tracing = go::truth(v)?;
         Ok(())
     }),
-    flag("distributed-tracing-address", Text, "localhost:4317", "The collector.", |_, _| Ok(())),
-    flag("distributed-tracing-service-name", Text, "etcd", "Name in traces.", |_, _| Ok(())),
-    flag("distributed-tracing-instance-id", Text, "", "Instance in traces.", |_, _| Ok(())),
-    flag("distributed-tracing-sampling-rate", Int, "0", "Traces of a million.", |_, v| {
-        go::number::<i64>(v).map(|_| ())
+    flag("distributed-tracing-address", Text, "localhost:4317", "The collector.", |d, v| {
+        d.traces.address = v.to_owned();
+        Ok(())
+    }),
+    flag("distributed-tracing-service-name", Text, "etcd", "Name in traces.", |d, v| {
+        d.traces.service = v.to_owned();
+        Ok(())
+    }),
+    flag("distributed-tracing-instance-id", Text, "", "Instance in traces.", |d, v| {
+        d.traces.instance = v.to_owned();
+        Ok(())
+    }),
+    flag("distributed-tracing-sampling-rate", Int, "0", "Traces of a million.", |d, v| {
+        d.trace_rate = go::number(v)?;
+        Ok(())
     }),
 ];

@@ -51,9 +51,11 @@ fn mistakes_have_gos_words() {
     assert_eq!(refused(&["--auto-tls=x"]), "usage: invalid boolean value \"x\" for -auto-tls: parse error");
     assert_eq!(refused(&["word"]), "verify: \"word\" is not a valid flag");
     assert_eq!(refused(&["---x"]), "usage: bad flag syntax: ---x");
-    assert!(
-        refused(&["--enable-distributed-tracing"]).starts_with("verify: --enable-distributed-tracing is not")
-    );
+    let rate = |rate: &str| {
+        refused(&["--enable-distributed-tracing", &format!("--distributed-tracing-sampling-rate={rate}")])
+    };
+    assert_eq!(rate("-1"), "verify: tracing sampling rate must be positive");
+    assert_eq!(rate("1000001"), "verify: tracing sampling rate must be less than 1000000");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Draft, Mistake, Note, Run, WITHOUT_EFFECT, go, versions};
 use crate::config::{Address, AutoCompaction, Discovery, DnsSrv, Endpoint, TlsConfig};
+use crate::traces;
 
 /// etcd's upper bound of the election timeout.
 const LONGEST_ELECTION: Duration = Duration::from_millis(50_000);
@@ -25,6 +26,17 @@ pub(super) fn finish(mut draft: Draft) -> Result<Run, Mistake> {
 }
 
 /// "failed to verify flags".
+/// Traces as they were asked for, with etcd's words for a rate that is none.
+fn traced(draft: &mut Draft) -> Result<(), String> {
+    let rate = match u32::try_from(draft.trace_rate) {
+        Err(_) if draft.trace_rate < 0 => return Err("tracing sampling rate must be positive".to_owned()),
+        Ok(rate) if rate <= traces::EVERY => rate,
+        _ => return Err(format!("tracing sampling rate must be less than {}", traces::EVERY)),
+    };
+    draft.config.traces = Some(traces::Options { rate, ..draft.traces.clone() });
+    Ok(())
+}
+
 fn check(draft: &mut Draft) -> Result<(), String> {
     if draft.fallback == "proxy" {
         return Err(
@@ -54,9 +66,7 @@ fn check(draft: &mut Draft) -> Result<(), String> {
         mode => return Err(format!("unknown auto-compaction-mode {mode:?}")),
     }
     if draft.tracing {
-        return Err(
-            "--enable-distributed-tracing is not supported by this server; leave the flag out".to_owned()
-        );
+        traced(draft)?;
     }
     let on = |gate: &str| draft.gates.get(gate).copied().unwrap_or(false);
     if on("LeaseCheckpointPersist") && !on("LeaseCheckpoint") {

@@ -17,6 +17,7 @@ use tonic::Code;
 use tonic::body::Body;
 
 use super::page::{Histogram, Page};
+use crate::traces::CallSpan;
 
 /// Names of codes as Go spells them, by number.
 const CODES: [&str; 17] = [
@@ -222,17 +223,21 @@ pub(crate) struct Call {
     stats: Arc<Stats>,
     begun: Instant,
     ended: bool,
+    span: Option<CallSpan>,
 }
 
 impl Call {
-    pub fn new(stats: Arc<Stats>) -> Call {
-        Call { stats, begun: Instant::now(), ended: false }
+    pub fn new(stats: Arc<Stats>, span: Option<CallSpan>) -> Call {
+        Call { stats, begun: Instant::now(), ended: false, span }
     }
 
     fn end(&mut self, code: Code) {
         if !std::mem::replace(&mut self.ended, true) {
             self.stats.handled[code as usize].fetch_add(1, Relaxed);
             self.stats.took.observe(self.begun.elapsed());
+            if let Some(span) = self.span.take() {
+                span.end(code);
+            }
         }
     }
 
@@ -317,10 +322,10 @@ mod tests {
     fn a_call_is_ended_once_and_a_dropped_one_is_cancelled() {
         let calls = Calls::new();
         let stats = calls.at("/etcdserverpb.KV/Range").expect("a method").clone();
-        let mut call = Call::new(stats.clone());
+        let mut call = Call::new(stats.clone(), None);
         call.end(Code::Ok);
         drop(call);
-        drop(Call::new(stats));
+        drop(Call::new(stats, None));
         assert_eq!(calls.succeeded("/etcdserverpb.KV/Range"), 1);
         let mut page = Page::default();
         calls.render(&mut page, true);
