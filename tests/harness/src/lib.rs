@@ -41,6 +41,8 @@ pub fn kubectl() -> Option<PathBuf> {
 #[derive(Debug, Clone)]
 pub struct Ran {
     pub ok: bool,
+    /// Its exit code; none when a signal ended it.
+    pub code: Option<i32>,
     pub out: String,
     pub err: String,
 }
@@ -66,7 +68,7 @@ pub fn run(command: &mut Command, deadline: Duration) -> Ran {
     let status = child.wait().expect("a child that was started can be waited for");
     drop(done);
     let _joined = guard.join();
-    Ran { ok: status.success(), out: text, err: reader.join().unwrap_or_default() }
+    Ran { ok: status.success(), code: status.code(), out: text, err: reader.join().unwrap_or_default() }
 }
 
 fn read(from: &mut impl std::io::Read) -> String {
@@ -78,7 +80,12 @@ fn read(from: &mut impl std::io::Read) -> String {
 impl From<Output> for Ran {
     fn from(output: Output) -> Self {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Ran { ok: output.status.success(), out: text(&output.stdout), err: text(&output.stderr) }
+        Ran {
+            ok: output.status.success(),
+            code: output.status.code(),
+            out: text(&output.stdout),
+            err: text(&output.stderr),
+        }
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! One cluster at a time on one machine: `up` names its network namespaces alike wherever it runs.
 
+pub mod plane;
+pub mod script;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
