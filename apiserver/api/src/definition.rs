@@ -3,7 +3,9 @@
 use crate::resource::{Resource, Subresource};
 use crate::schema::{Field, ListType, OBJECT_META, Shape, Table, Type, builtin};
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use std::any::Any;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 /// One served version of a custom resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,38 @@ pub struct Definition {
     pub scale: Value,
     /// Text of the `Warning` header of a deprecated version; empty when it is not.
     pub warning: String,
+    /// What others make of it once and keep beside it.
+    pub kept: Kept,
+}
+
+/// Something made of a definition, at most once. It says nothing that the definition does not say.
+#[derive(Default)]
+pub struct Kept(OnceLock<Arc<dyn Any + Send + Sync>>);
+
+impl Kept {
+    /// What was made first; made now when nothing was.
+    pub fn get_or_make<T: Any + Send + Sync>(&self, make: impl FnOnce() -> T) -> Option<Arc<T>> {
+        self.0.get_or_init(|| Arc::new(make())).clone().downcast().ok()
+    }
+}
+
+impl Clone for Kept {
+    fn clone(&self) -> Kept {
+        Kept::default()
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, _: &Kept) -> bool {
+        true
+    }
+}
+impl Eq for Kept {}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Kept")
+    }
 }
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
@@ -153,6 +187,7 @@ fn definition(crd: &Value, version: &Value, group: &str, kind: &str) -> Definiti
         columns: version["additionalPrinterColumns"].as_array().cloned().unwrap_or_default(),
         scale: version["subresources"]["scale"].clone(),
         warning,
+        kept: Kept::default(),
     }
 }
 

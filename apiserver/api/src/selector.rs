@@ -351,6 +351,9 @@ impl FieldSelector {
 }
 
 fn unsupported(res: &Resource, label: &str) -> String {
+    if res.definition.is_some() {
+        return format!("field label not supported: {label}");
+    }
     match (res.group.as_str(), res.plural.as_str()) {
         (
             "",

@@ -12,6 +12,7 @@ pub mod limits;
 pub mod node_restriction;
 pub mod pod_security;
 pub mod pods;
+pub mod policies;
 pub mod quota;
 pub mod rbac_escalation;
 pub mod storage;

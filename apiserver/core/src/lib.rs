@@ -4,7 +4,7 @@
 //! - [`decode`]: bytes to a value, with strict field checks;
 //! - [`create`], [`update`], [`patch`], [`delete`]: what the store should hold next;
 //! - [`bind`], [`evict`], [`token_request`], [`review`]: the actions that are no plain writes;
-//! - [`custom`]: the same for resources that a CustomResourceDefinition describes;
+//! - [`custom`]: the same for resources that a CustomResourceDefinition describes; [`cel`]: their rules;
 //! - [`rbac`], [`node`]: who may do what; [`admission`]: what is added or refused on the way;
 //! - [`discovery`], [`openapi`], [`table`], [`bootstrap`]: documents and objects made from the tables.
 //!
@@ -18,6 +18,7 @@
 pub mod admission;
 pub mod authz;
 pub mod bootstrap;
+pub mod cel;
 pub mod context;
 pub mod convert;
 pub mod custom;

@@ -483,7 +483,7 @@ fn finish(
     if text(&next, "metadata.resourceVersion").is_empty() {
         crate::value::copy(current, &mut next, "metadata.resourceVersion");
     }
-    write::update_with(target, current, next, ctx, |_, new| {
+    write::update_with(target, current, next, Some(options), ctx, |_, new| {
         write_back(new, entries);
         Ok(())
     })

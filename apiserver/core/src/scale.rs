@@ -106,7 +106,7 @@ pub fn update(
     }
     let main = Target { subresource: None, ..*target };
     meta::place(&main, &mut new)?;
-    let mut outcome = write::update_with(&main, current, new, ctx, |current, new| {
+    let mut outcome = write::update_with(&main, current, new, None, ctx, |current, new| {
         managed::update(target, Some(current), new, &options.field_manager, ctx.now)
     })?;
     outcome.answer = Some(read(target.resource, &outcome.object)?);

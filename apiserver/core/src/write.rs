@@ -1,6 +1,7 @@
 //! Create and update: the order in which an object is made ready for the store.
 
 use crate::admission;
+use crate::admission::webhooks::Request;
 use crate::context::{Claim, Context, Outcome, Target, WriteOptions};
 use crate::decode;
 use crate::managed;
@@ -26,7 +27,7 @@ pub fn create(
 pub(crate) fn create_with(
     target: &Target,
     mut object: Value,
-    _options: &WriteOptions,
+    options: &WriteOptions,
     ctx: &Context,
     manage: impl FnOnce(&mut Value) -> Result<(), Status>,
 ) -> Result<Outcome, Status> {
@@ -38,6 +39,7 @@ pub(crate) fn create_with(
     meta::prepare_create(target, &mut object, ctx)?;
     manage(&mut object)?;
     let mut warnings = admission::mutate_create(target, &mut object, ctx)?;
+    policies("CREATE", target, None, &mut object, options, ctx)?;
     if strategy.generation() {
         set(&mut object, "metadata.generation", 1);
     }
@@ -49,7 +51,7 @@ pub(crate) fn create_with(
     let mut errors = ErrorList::new();
     meta::validate(target, &object, strategy.name_check(), &mut errors);
     strategy.validate(&object, &mut errors);
-    custom_rules(target, &object, &mut errors);
+    warnings.extend(custom_rules(target, &object, None, &mut errors));
     check(target, &object, errors)?;
     let judged = admission::validate_create(target, &object, ctx)?;
     let claims = strategy.allocate(target, None, &mut object, ctx)?;
@@ -58,6 +60,20 @@ pub(crate) fn create_with(
     warnings.extend(judged);
     clean(&mut object);
     Ok(Outcome { object, warnings, created: true, claims, ..Outcome::default() })
+}
+
+/// What mutating policies make of an object.
+fn policies(
+    operation: &'static str,
+    target: &Target,
+    old: Option<&Value>,
+    object: &mut Value,
+    options: &WriteOptions,
+    ctx: &Context,
+) -> Result<(), Status> {
+    let (user, dry_run) = (ctx.user, options.dry_run);
+    let request = Request { operation, target: *target, old, new: None, user, dry_run };
+    admission::policies::mutating::mutate(&request, object, ctx.view)
 }
 
 /// Names of what becomes pods are host names as well.
@@ -83,15 +99,15 @@ fn check(target: &Target, object: &Value, errors: ErrorList) -> Result<(), Statu
     Err(Status::invalid_kind(group, &target.resource.kind, text(object, "metadata.name"), errors))
 }
 
-/// What a definition demands of its objects.
-fn custom_rules(target: &Target, object: &Value, errors: &mut ErrorList) {
-    let Some(definition) = &target.resource.definition else { return };
+/// What a definition demands of its objects; returns warnings.
+fn custom_rules(target: &Target, object: &Value, old: Option<&Value>, errors: &mut ErrorList) -> Vec<String> {
+    let Some(definition) = &target.resource.definition else { return vec![] };
     let kind = text(object, "kind");
     if kind != target.resource.kind {
         let detail = format!("must be {}", target.resource.kind);
         errors.push(FieldError::invalid(&Path::new("kind"), kind, &detail));
     }
-    crate::custom::validate(definition, object, errors);
+    crate::custom::validate(definition, object, old, errors)
 }
 
 /// Defaults and canonical form.
@@ -146,7 +162,7 @@ pub(crate) fn update_existing(
     options: &WriteOptions,
     ctx: &Context,
 ) -> Result<Outcome, Status> {
-    update_with(target, current, new, ctx, |current, new| {
+    update_with(target, current, new, Some(options), ctx, |current, new| {
         managed::update(target, Some(current), new, &options.field_manager, ctx.now)
     })
 }
@@ -190,11 +206,12 @@ fn check_version(target: &Target, current: &Value, new: &Value) -> Result<(), St
     Ok(())
 }
 
-/// Updates with the managed fields of the caller's choice.
+/// Updates with the managed fields of the caller's choice. Without options no policy changes the object.
 pub(crate) fn update_with(
     target: &Target,
     current: &Value,
     mut new: Value,
+    options: Option<&WriteOptions>,
     ctx: &Context,
     manage: impl FnOnce(&Value, &mut Value) -> Result<(), Status>,
 ) -> Result<Outcome, Status> {
@@ -206,6 +223,10 @@ pub(crate) fn update_with(
     manage(current, &mut new)?;
     strategy.prepare_update(target, current, &mut new, ctx);
     let mut warnings = admission::mutate_update(target, current, &mut new, ctx)?;
+    if let Some(options) = options {
+        policies("UPDATE", target, Some(current), &mut new, options, ctx)?;
+        reset(target, current, &mut new);
+    }
     if strategy.generation() && target.subresource != Some("status") && strategy.spec_changed(current, &new) {
         let generation = crate::value::int(current, "metadata.generation") + 1;
         set(&mut new, "metadata.generation", generation);
@@ -217,7 +238,7 @@ pub(crate) fn update_with(
     if target.subresource.is_none() {
         strategy.validate(&new, &mut errors);
     }
-    custom_rules(target, &new, &mut errors);
+    warnings.extend(custom_rules(target, &new, Some(current), &mut errors));
     strategy.validate_update(target, current, &new, &mut errors);
     check(target, current, errors)?;
     let judged = admission::validate_update(target, current, &new, ctx)?;

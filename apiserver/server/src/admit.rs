@@ -1,9 +1,11 @@
-//! Writes that admission webhooks have a say in.
+//! Writes that admission webhooks and policies have a say in.
 //!
-//! The core's step is run as always; what it would store is shown to the webhooks. What they change goes through the core
-//! once more, so that nothing they do escapes defaults and validation. Without webhooks nothing here costs anything.
+//! The core's step is run as always (with the policies that change objects); what it would store is shown to the webhooks.
+//! What they change goes through the core once more, so that nothing they do escapes defaults and validation. Then the
+//! policies that refuse, and the webhooks that do. Without webhooks and policies nothing here costs anything.
 
 use keelson_api::Status;
+use keelson_apiserver_core::admission::policies::validating;
 use keelson_apiserver_core::admission::webhooks::Request;
 use keelson_apiserver_core::{self as core, Context, Outcome, Target, WriteOptions};
 use serde_json::Value;
@@ -18,11 +20,24 @@ use crate::write::{Decided, Place, next};
 /// Races with other writers that are run again.
 const ATTEMPTS: usize = 8;
 
-/// Whether the cluster has webhooks at all.
+/// Whether the cluster has webhooks or policies in force at all.
 fn configured(server: &Server) -> bool {
-    ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"]
-        .iter()
-        .any(|plural| server.hub.cache(&format!("/registry/{plural}")).is_some_and(|c| c.count() > 0))
+    const KINDS: [&str; 3] = [
+        "mutatingwebhookconfigurations",
+        "validatingwebhookconfigurations",
+        "validatingadmissionpolicybindings",
+    ];
+    let any = |plural: &&str| server.hub.cache(&format!("/registry/{plural}")).is_some_and(|c| c.count() > 0);
+    KINDS.iter().any(any)
+}
+
+/// Asks the policies; what they note for the audit is logged.
+fn policies(server: &Server, request: &Request<'_>) -> Result<Vec<String>, Status> {
+    let admitted = validating::validate(request, &server.view)?;
+    for (key, value) in &admitted.audit {
+        tracing::info!(key, value, user = request.user.name, "audit annotation");
+    }
+    Ok(admitted.warnings)
 }
 
 /// Asks the webhooks about what a step would store; the answer is what they made of it.
@@ -60,6 +75,9 @@ pub async fn outcome(
         outcome = Outcome { warnings: outcome.warnings, ..again };
     }
     outcome.warnings.extend(admitted.warnings);
+    let shown = outcome.answer.clone().unwrap_or_else(|| outcome.object.clone());
+    let said = policies(server, &Request { new: Some(&shown), ..asked })?;
+    outcome.warnings.extend(said);
     let shown = outcome.object.clone();
     let admitted = webhooks::ask(server, &Request { new: Some(&shown), ..asked }, false).await?;
     outcome.warnings.extend(admitted.warnings);
@@ -117,7 +135,7 @@ fn decided(mut outcome: Outcome, current: Option<&Value>) -> Decided<Outcome> {
     Decided { next, answer: outcome }
 }
 
-/// Asks the webhooks about a deletion.
+/// Asks the webhooks and policies about a deletion.
 ///
 /// # Errors
 /// A refusal.
@@ -129,5 +147,6 @@ pub async fn delete(call: &Call<'_>, dry_run: bool) -> Result<(), Status> {
     let (target, old) = (call.target(), Some(&current));
     let asked = Request { operation: "DELETE", target, old, new: None, user: call.user, dry_run };
     webhooks::ask(call.server, &asked, true).await?;
+    policies(call.server, &asked)?;
     webhooks::ask(call.server, &asked, false).await.map(|_| ())
 }

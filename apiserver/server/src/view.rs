@@ -13,8 +13,12 @@ pub struct CacheView(pub Arc<Hub>);
 
 impl CacheView {
     fn cache(&self, group: &str, resource: &str) -> Option<Arc<crate::cache::Cache>> {
-        let found = resource::find_preferred(group, resource)?;
-        self.0.cache(found.storage.as_deref()?)
+        match resource::find_preferred(group, resource) {
+            Some(found) => self.0.cache(found.storage.as_deref()?),
+            // Custom resources are not in the table; where they are stored is known.
+            None if group.contains('.') => self.0.cache(&format!("/registry/{group}/{resource}")),
+            None => None,
+        }
     }
 }
 

@@ -40,6 +40,9 @@ pub async fn ask(server: &Server, request: &Request<'_>, mutating: bool) -> Resu
     for hook in webhooks::matching(request, &server.view, mutating) {
         let now = out.patched.clone();
         let current = Request { new: now.as_ref().or(request.new), ..*request };
+        if !webhooks::conditions_match(&hook, &current, &server.view)? {
+            continue;
+        }
         let uid = uuid::Uuid::new_v4().to_string();
         let review = webhooks::review(&current, &uid);
         let limit = Duration::from_secs(hook.timeout());

@@ -108,6 +108,38 @@ async fn webhooks_change_and_refuse() {
     let fine = admin.merge(&format!("{MAPS}/a"), &json!({"data": {"other": "x"}})).await;
     assert_eq!((fine.code, &fine.json()["data"]["other"]), (200, &json!("x")));
 
+    // Conditions say that some are not asked about: one that is false settles it, one that fails does as the policy says.
+    let path = format!("{base}/validatingwebhookconfigurations/h");
+    let when = |expression: &str, policy: &str| {
+        let mut hooks = configuration("", &world, port, policy)["webhooks"].clone();
+        hooks[0]["matchConditions"] = json!([{"name": "c", "expression": expression}]);
+        json!({"webhooks": hooks})
+    };
+    let wrong = admin.merge(&path, &when("x", "Fail")).await;
+    assert_eq!(wrong.code, 422, "{}", wrong.text);
+    assert!(
+        wrong.text.contains("webhooks[0].matchConditions[0].expression")
+            && wrong.text.contains("undeclared reference to 'x'")
+    );
+    assert_eq!(admin.delete(&format!("{base}/mutatingwebhookconfigurations/h")).await.code, 200);
+    assert_eq!(admin.merge(&path, &when("object.metadata.name != 'free'", "Fail")).await.code, 200);
+    assert_eq!(admin.post(MAPS, &map("free", "no")).await.code, 201);
+    assert_eq!(admin.post(MAPS, &map("asked", "no")).await.code, 403);
+    assert_eq!(admin.merge(&path, &when("object.data.nothing == 'x'", "Fail")).await.code, 200);
+    let failed = admin.post(MAPS, &map("asked", "no")).await;
+    assert_eq!(failed.code, 403, "{}", failed.text);
+    assert!(failed.text.contains("resulted in error: no such key: nothing"), "{}", failed.text);
+    assert_eq!(admin.merge(&path, &when("object.data.nothing == 'x'", "Ignore")).await.code, 200);
+    assert_eq!(admin.post(MAPS, &map("unasked", "no")).await.code, 201);
+    assert_eq!(admin.delete(&path).await.code, 200);
+    let made = admin
+        .post(
+            &format!("{base}/mutatingwebhookconfigurations"),
+            &configuration("MutatingWebhookConfiguration", &world, port, "Fail"),
+        )
+        .await;
+    assert_eq!(made.code, 201, "{}", made.text);
+
     // One that cannot be asked: closed or open, as it says.
     let path = format!("{base}/mutatingwebhookconfigurations/h");
     let gone = |policy: &str| json!({"webhooks": configuration("", &world, 1, policy)["webhooks"]});

@@ -71,6 +71,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "a core has no runtime, IO or randomness",
     ),
     (
+        "apiserver/cel",
+        &["tokio", "hyper", "kube", "rand", "tonic", "keelson-apiserver-core"],
+        "a language knows values, not resources; a core has no runtime, IO or randomness",
+    ),
+    (
         "apiserver/server",
         &["keelson-store-server", "keelson-store-raft", "keelson-store-core", "rocksdb", "openraft", "kube"],
         "the API server reaches any store through the etcd seam",
@@ -165,6 +170,7 @@ fn cores_read_no_clock_no_randomness_and_no_unordered_maps() {
     const CORES: &[&str] = &[
         "store/core",
         "apiserver/api",
+        "apiserver/cel",
         "apiserver/core",
         "controllers/core",
         "scheduler/core",

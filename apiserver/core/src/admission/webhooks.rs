@@ -54,6 +54,22 @@ pub fn matching(request: &Request, view: &dyn View, mutating: bool) -> Vec<Hook>
     hooks.filter(|hook| concerns(hook, request, view)).map(|hook| Hook(hook.clone())).collect()
 }
 
+/// Whether a webhook's match conditions are all true.
+///
+/// # Errors
+/// 403 when one cannot be evaluated and the webhook may not fail.
+pub fn conditions_match(hook: &Hook, request: &Request, view: &dyn View) -> Result<bool, Status> {
+    let inputs = super::policies::inputs::Inputs::new(request, view);
+    match super::policies::conditions_match(&hook.0, &inputs, None) {
+        Ok(matches) => Ok(matches),
+        Err(_) if hook.may_fail() => Ok(false),
+        Err(why) => {
+            let name = request.new.or(request.old).map_or(request.target.name, |o| text(o, "metadata.name"));
+            Err(Status::forbidden(request.target.resource, name, &why))
+        }
+    }
+}
+
 fn concerns(hook: &Value, request: &Request, view: &dyn View) -> bool {
     let rules = items(hook, "rules");
     rules.iter().any(|rule| rule_matches(rule, request))
@@ -61,7 +77,7 @@ fn concerns(hook: &Value, request: &Request, view: &dyn View) -> bool {
         && object_matches(&hook["objectSelector"], request)
 }
 
-fn rule_matches(rule: &Value, request: &Request) -> bool {
+pub(super) fn rule_matches(rule: &Value, request: &Request) -> bool {
     let resource = request.target.resource;
     let has = |field: &str, value: &str| items(rule, field).iter().any(|v| *v == "*" || *v == value);
     let scope = match text(rule, "scope") {
@@ -83,7 +99,7 @@ fn resource_matches(pattern: &str, request: &Request) -> bool {
     same(plural, &request.target.resource.plural) && if sub == "*" { true } else { sub == subresource }
 }
 
-fn namespace_matches(selector: &Value, request: &Request, view: &dyn View) -> bool {
+pub(super) fn namespace_matches(selector: &Value, request: &Request, view: &dyn View) -> bool {
     if is_empty(&selector["matchLabels"]) && is_empty(&selector["matchExpressions"]) {
         return true;
     }
@@ -98,7 +114,7 @@ fn namespace_matches(selector: &Value, request: &Request, view: &dyn View) -> bo
     LabelSelector::from_object(selector).matches(at(&namespace, "metadata.labels"))
 }
 
-fn object_matches(selector: &Value, request: &Request) -> bool {
+pub(super) fn object_matches(selector: &Value, request: &Request) -> bool {
     if is_empty(&selector["matchLabels"]) && is_empty(&selector["matchExpressions"]) {
         return true;
     }

@@ -8,14 +8,19 @@ use serde_json::Value;
 /// A compiled pattern takes at most so many bytes.
 const PATTERN_BYTES: usize = 1 << 20;
 
-/// Checks an object.
-pub fn validate(definition: &Definition, object: &Value, errors: &mut ErrorList) {
+/// Checks an object; returns warnings. What an update leaves as it was is not held against it.
+pub fn validate(
+    definition: &Definition,
+    object: &Value,
+    old: Option<&Value>,
+    errors: &mut ErrorList,
+) -> Vec<String> {
     let schema = &definition.schema;
     for (key, child) in schema["properties"].as_object().into_iter().flatten() {
         if !["apiVersion", "kind", "metadata"].contains(&key.as_str())
             && let Some(given) = object.get(key)
         {
-            value(child, given, &Path::new(key), errors);
+            changed(child, given, old.and_then(|old| old.get(key)), &Path::new(key), errors);
         }
     }
     required(schema, object, &Path::root(), errors);
@@ -24,6 +29,74 @@ pub fn validate(definition: &Definition, object: &Value, errors: &mut ErrorList)
             lists(child, given, &Path::new(name), errors);
         }
     }
+    rules(definition, object, old, errors)
+}
+
+/// Runs the rules in CEL, when the object has the form they rely on.
+fn rules(
+    definition: &Definition,
+    object: &Value,
+    old: Option<&Value>,
+    errors: &mut ErrorList,
+) -> Vec<String> {
+    let compiled = definition.kept.get_or_make(|| crate::cel::compiled::compile(&definition.schema));
+    let Some(node) = compiled.as_deref().and_then(Option::as_ref) else { return vec![] };
+    const BLOCKING: [&str; 5] = [
+        "FieldValueNotSupported",
+        "FieldValueRequired",
+        "FieldValueTooLong",
+        "FieldValueTooMany",
+        "FieldValueTypeInvalid",
+    ];
+    if errors.iter().any(|e| BLOCKING.contains(&e.reason)) {
+        let detail = "some validation rules were not checked because the object was invalid; correct the existing errors to complete validation";
+        errors.push(FieldError::invalid(&Path::root(), Value::Null, detail));
+        return vec![];
+    }
+    crate::cel::rules::run(node, object, old, errors)
+}
+
+/// Checks a value of an update: what is equal to the old one is taken as it is.
+fn changed(schema: &Value, given: &Value, old: Option<&Value>, path: &Path, errors: &mut ErrorList) {
+    let Some(old) = old else { return value(schema, given, path, errors) };
+    if old == given {
+        return;
+    }
+    let mut found = ErrorList::new();
+    value(schema, given, path, &mut found);
+    found.retain(|error| !unchanged_at(schema, given, old, path, error));
+    errors.extend(found);
+}
+
+/// Whether an error is about a part that is equal to its old one.
+fn unchanged_at(schema: &Value, given: &Value, old: &Value, path: &Path, error: &FieldError) -> bool {
+    if given == old {
+        return error.path.as_str() == path.as_str() || below(&error.path, path);
+    }
+    match (given, old) {
+        (Value::Object(map), Value::Object(before)) if schema["x-kubernetes-map-type"] != "atomic" => {
+            map.iter().any(|(key, child)| {
+                let known = schema["properties"].get(key);
+                let at = path.child(key);
+                let own = known.unwrap_or(&schema["additionalProperties"]);
+                before.get(key).is_some_and(|before| unchanged_at(own, child, before, &at, error))
+            })
+        }
+        (Value::Array(list), Value::Array(before)) if schema["x-kubernetes-list-type"] == "map" => {
+            let keys = schema["x-kubernetes-list-map-keys"].as_array().cloned().unwrap_or_default();
+            list.iter().enumerate().any(|(i, child)| {
+                let same =
+                    |other: &&Value| keys.iter().filter_map(Value::as_str).all(|k| other[k] == child[k]);
+                let found = before.iter().find(same);
+                found.is_some_and(|b| unchanged_at(&schema["items"], child, b, &path.index(i), error))
+            })
+        }
+        _ => false,
+    }
+}
+
+fn below(path: &Path, above: &Path) -> bool {
+    path.as_str().strip_prefix(above.as_str()).is_some_and(|rest| rest.starts_with(['.', '[']))
 }
 
 fn go_type(value: &Value) -> &'static str {
@@ -327,9 +400,10 @@ mod tests {
             columns: vec![],
             scale: Value::Null,
             warning: String::new(),
+            kept: Default::default(),
         };
         let mut errors = ErrorList::new();
-        validate(&definition, &json!({"spec": spec}), &mut errors);
+        validate(&definition, &json!({"spec": spec}), None, &mut errors);
         errors.iter().map(ToString::to_string).collect()
     }
 

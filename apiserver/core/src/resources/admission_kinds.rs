@@ -1,11 +1,13 @@
 //! Webhook configurations and admission policies, and their bindings.
 
 use super::Strategy;
+use crate::admission::policies::environment::{self, Scope, Variables};
 use crate::context::Target;
 use crate::meta::NameCheck;
 use crate::validate::{label_selector, one_of, one_of_if_set};
 use crate::value::{at, default, each_mut, items, map_mut, text};
 use keelson_api::{ErrorList, FieldError, Path, names};
+use keelson_cel::Type;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -81,7 +83,7 @@ fn webhook(hook: &Value, path: &Path, errors: &mut ErrorList) {
         &path.child("reinvocationPolicy"),
         errors,
     );
-    match_conditions(hook, path, errors);
+    match_conditions(hook, path, Scope { authorizer: true, ..Scope::default() }, errors);
 }
 
 fn qualified_name(name: &str, path: &Path, errors: &mut ErrorList) {
@@ -255,7 +257,7 @@ fn rule_resources(list: &[String], path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn match_conditions(value: &Value, path: &Path, errors: &mut ErrorList) {
+fn match_conditions(value: &Value, path: &Path, scope: Scope, errors: &mut ErrorList) {
     let mut seen = BTreeSet::new();
     let list = items(value, "matchConditions");
     if list.len() > 64 {
@@ -263,8 +265,18 @@ fn match_conditions(value: &Value, path: &Path, errors: &mut ErrorList) {
     }
     for (i, condition) in list.iter().enumerate() {
         let path = path.child("matchConditions").index(i);
-        if text(condition, "expression").trim().is_empty() {
+        let expression = text(condition, "expression");
+        if expression.trim().is_empty() {
             errors.push(FieldError::required(&path.child("expression"), ""));
+        } else {
+            compiles(
+                expression,
+                scope,
+                &Variables::default(),
+                &[Type::Bool],
+                &path.child("expression"),
+                errors,
+            );
         }
         let name = text(condition, "name");
         if name.is_empty() {
@@ -351,17 +363,19 @@ impl Strategy for Policies {
                 }
             }
         }
-        variables(spec, &path, errors);
+        let params = !spec["paramKind"].is_null();
+        let scope = Scope { params, authorizer: true, patches: false };
+        variables(spec, &path, scope, errors);
         if self.mutating {
-            mutations(spec, &path, errors);
-            match_conditions(spec, &path, errors);
+            mutations(spec, &path, Scope { patches: true, ..scope }, errors);
+            match_conditions(spec, &path, scope, errors);
             match text(spec, "reinvocationPolicy") {
                 "" => errors.push(FieldError::required(&path.child("reinvocationPolicy"), "")),
                 other => one_of(other, &["IfNeeded", "Never"], &path.child("reinvocationPolicy"), errors),
             }
         } else {
-            match_conditions(spec, &path, errors);
-            validations(object, &path, errors);
+            match_conditions(spec, &path, scope, errors);
+            validations(object, &path, scope, errors);
         }
     }
     fn validate_update(&self, _: &Target, _: &Value, _: &Value, _: &mut ErrorList) {}
@@ -389,7 +403,22 @@ fn param_kind(kind: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn variables(spec: &Value, path: &Path, errors: &mut ErrorList) {
+/// An expression that has to compile, to one of some types.
+fn compiles(
+    expression: &str,
+    scope: Scope,
+    variables: &Variables,
+    wanted: &[Type],
+    path: &Path,
+    errors: &mut ErrorList,
+) {
+    if let Err(why) = environment::compile_as(expression, scope, variables, wanted) {
+        errors.push(FieldError::invalid(path, expression, &why));
+    }
+}
+
+fn variables(spec: &Value, path: &Path, scope: Scope, errors: &mut ErrorList) {
+    let all = environment::variables(spec, scope);
     for (i, variable) in items(spec, "variables").iter().enumerate() {
         let path = path.child("variables").index(i);
         let name = text(variable, "name");
@@ -400,14 +429,19 @@ fn variables(spec: &Value, path: &Path, errors: &mut ErrorList) {
         } else if !identifier {
             errors.push(FieldError::invalid(&path.child("name"), name, "must be a valid CEL identifier"));
         }
-        if text(variable, "expression").trim().is_empty() {
-            errors.push(FieldError::required(&path.child("expression"), "expression is not specified"));
+        let expression = text(variable, "expression");
+        let at = path.child("expression");
+        if expression.trim().is_empty() {
+            errors.push(FieldError::required(&at, "expression is not specified"));
+        } else if let Err(why) = environment::compile(expression, scope, &all.before(i)) {
+            errors.push(FieldError::invalid(&at, expression, &why));
         }
     }
 }
 
-fn validations(object: &Value, path: &Path, errors: &mut ErrorList) {
+fn validations(object: &Value, path: &Path, scope: Scope, errors: &mut ErrorList) {
     let spec = &object["spec"];
+    let known = environment::variables(spec, scope);
     let (list, audit) = (items(spec, "validations"), items(spec, "auditAnnotations"));
     if list.is_empty() && audit.is_empty() {
         let detail = "validations or auditAnnotations must contain at least one item";
@@ -416,8 +450,16 @@ fn validations(object: &Value, path: &Path, errors: &mut ErrorList) {
     }
     for (i, validation) in list.iter().enumerate() {
         let path = path.child("validations").index(i);
-        if text(validation, "expression").trim().is_empty() {
+        let expression = text(validation, "expression");
+        if expression.trim().is_empty() {
             errors.push(FieldError::required(&path.child("expression"), "expression is not specified"));
+        } else {
+            compiles(expression, scope, &known, &[Type::Bool], &path.child("expression"), errors);
+        }
+        let expression = text(validation, "messageExpression");
+        if !expression.trim().is_empty() {
+            let scope = Scope { authorizer: false, ..scope };
+            compiles(expression, scope, &known, &[Type::String], &path.child("messageExpression"), errors);
         }
         let message = text(validation, "message");
         if !message.is_empty() && message.trim().is_empty() {
@@ -439,14 +481,17 @@ fn validations(object: &Value, path: &Path, errors: &mut ErrorList) {
         for problem in names::qualified_name(&key) {
             errors.push(FieldError::invalid(&path.child("key"), key.as_str(), &problem));
         }
-        if text(annotation, "valueExpression").trim().is_empty() {
-            let detail = "valueExpression is not specified";
-            errors.push(FieldError::required(&path.child("valueExpression"), detail));
+        let (expression, at) = (text(annotation, "valueExpression"), path.child("valueExpression"));
+        if expression.trim().is_empty() {
+            errors.push(FieldError::required(&at, "valueExpression is not specified"));
+        } else {
+            compiles(expression, scope, &known, &[Type::String, Type::Null], &at, errors);
         }
     }
 }
 
-fn mutations(spec: &Value, path: &Path, errors: &mut ErrorList) {
+fn mutations(spec: &Value, path: &Path, scope: Scope, errors: &mut ErrorList) {
+    let known = environment::variables(spec, scope);
     let list = items(spec, "mutations");
     if list.is_empty() {
         let detail = "mutations must contain at least one item";
@@ -468,8 +513,16 @@ fn mutations(spec: &Value, path: &Path, errors: &mut ErrorList) {
         if mutation[*field].is_null() {
             let detail = format!("must be specified when patchType is {kind}");
             errors.push(FieldError::required(&path.child(field), &detail));
-        } else if text(&mutation[*field], "expression").trim().is_empty() {
-            errors.push(FieldError::required(&path.child(field).child("expression"), ""));
+        } else {
+            let (expression, at) =
+                (text(&mutation[*field], "expression"), path.child(field).child("expression"));
+            let named = |name: &str| Type::object(name, []);
+            let wanted = if kind == "JSONPatch" { Type::list(named("JSONPatch")) } else { named("Object") };
+            if expression.trim().is_empty() {
+                errors.push(FieldError::required(&at, ""));
+            } else {
+                compiles(expression, scope, &known, &[wanted], &at, errors);
+            }
         }
         for (_, other) in forms.iter().filter(|(k, f)| *k != kind && !mutation[*f].is_null()) {
             let detail = format!("must not be specified when patchType is {kind}");

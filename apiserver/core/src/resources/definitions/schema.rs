@@ -41,7 +41,12 @@ pub fn validate(schema: &Value, path: &Path, errors: &mut ErrorList) {
             _ => {}
         }
     }
+    let before = errors.len();
     level(schema, path, Level::Root, 0, errors);
+    // Rules speak of the types that the schema gives: they are looked at when it gives them.
+    if errors.len() == before {
+        crate::cel::definition::check(schema, path, errors);
+    }
 }
 
 fn metadata(schema: &Value, path: &Path, errors: &mut ErrorList) {
