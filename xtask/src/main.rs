@@ -66,7 +66,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "sim",
-        arguments: "[--cluster] [--seed N] [--seeds N]",
+        arguments: "[--cluster] [--seed N [--shrink]] [--seeds N]",
         help: "the deterministic simulation of the store, or of the whole cluster; a failing seed replays",
         run: models::sim,
     },

@@ -161,7 +161,7 @@ fn commands(bug: &Bug, layer: Layer) -> (Command, Command) {
         Layer::Simulation => {
             let call = |verb| cargo(&[verb, "--quiet", "--package", "keelson-sim", "--features", "planted"]);
             let mut run = call("run");
-            run.args(["--", "--seeds", SEEDS]);
+            run.args(["--", "--whole", "--seeds", SEEDS]);
             (call("build"), run)
         }
     }

@@ -12,6 +12,7 @@ use rand::{Rng, SeedableRng};
 use crate::judge::{LEASED, Shared, bytes, number};
 use crate::network::Member;
 use crate::runtime::Runtime;
+use crate::shrink::Skip;
 use keelson_checker::Operation;
 
 const KEYS: u64 = 5;
@@ -27,6 +28,8 @@ pub struct Client {
     pub seed: u64,
     pub shared: Shared,
     pub open: Open,
+    /// Which of its operations are left out.
+    pub skip: Arc<Skip>,
     pub until: Duration,
 }
 
@@ -44,13 +47,18 @@ impl Client {
     /// Closed loop: a write or a linearizable read at whichever member it finds, until the faults are over.
     pub async fn write_and_read(self) {
         let mut random = SmallRng::seed_from_u64(self.seed);
-        let mut written = 0;
+        let (mut written, mut operation) = (0, 0);
         while self.works() {
             Runtime::sleep(Duration::from_millis(random.random_range(1..200))).await;
             let Some(member) = self.member(&mut random) else { continue };
             let key = random.random_range(0..KEYS);
-            if random.random_bool(0.6) {
-                written += 1;
+            let writes = random.random_bool(0.6);
+            written += u64::from(writes);
+            operation += 1;
+            if self.skip.operation(self.number, operation - 1) {
+                continue;
+            }
+            if writes {
                 write(&self.shared, &member, key, self.number * 1_000_000 + written).await;
             } else {
                 read(&self.shared, &member, key).await;
@@ -62,9 +70,15 @@ impl Client {
     pub async fn hold_leases(self) {
         let mut random = SmallRng::seed_from_u64(self.seed);
         let mut lease = i64::try_from(self.number).unwrap_or(0) * 1_000;
+        let mut operation = 0;
         while self.works() {
             lease += 1;
             let seconds = random.random_range(2..6);
+            operation += 1;
+            if self.skip.operation(self.number, operation - 1) {
+                Runtime::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
             let grant = Command::LeaseGrant { id: lease, ttl: seconds };
             if self.renew(&mut random, lease, grant).await.is_none() {
                 continue;
@@ -91,11 +105,16 @@ impl Client {
     /// Reads the past at whichever member it finds, without asking the others, and compacts now and then.
     pub async fn compact_and_look_back(self) {
         let mut random = SmallRng::seed_from_u64(self.seed);
+        let mut operation = 0;
         while self.works() {
             Runtime::sleep(Duration::from_millis(random.random_range(20..400))).await;
             let Some(member) = self.member(&mut random) else { continue };
             let newest = member.shared.read(|state, _| state.revision()).unwrap_or(1);
             let revision = random.random_range((newest - 60).max(1)..=newest);
+            operation += 1;
+            if self.skip.operation(self.number, operation - 1) {
+                continue;
+            }
             if random.random_bool(0.05) {
                 // Refused, lost or done: all is well that reads can tell.
                 let _ = Runtime::timeout(PATIENCE, member.propose(Command::Compact { revision })).await;

@@ -11,4 +11,6 @@ pub mod judge;
 pub mod network;
 pub mod runtime;
 pub mod seam;
+pub mod seeds;
+pub mod shrink;
 pub mod world;

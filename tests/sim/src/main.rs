@@ -1,20 +1,32 @@
 //! `cargo xtask sim`: runs seeds; a failing one prints its violation, the end of its trace and how to replay it.
 
-use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::process::ExitCode;
 
-use keelson_sim::world;
+use keelson_sim::shrink::{self, Skip};
+use keelson_sim::{seeds, world};
 
-const USAGE: &str =
-    "usage: cargo xtask sim [--seed N [--trace]] [--seeds COUNT] [--from N] | --histories COUNT";
+const USAGE: &str = "\
+usage: cargo xtask sim --seed N [--trace] [--skip LIST] [--shrink]    one run, whole, without some of it, or made small
+       cargo xtask sim [--seeds COUNT] [--from N] [--whole]           many; the first that fails is made small
+       cargo xtask sim --histories COUNT";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let (mut from, mut count, mut trace) = (1, 20, false);
+    let (mut skip, mut small, mut whole) = (Skip::default(), false, false);
     while let Some(word) = words.next() {
         let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
         match (word.as_str(), ()) {
             ("--trace", ()) => trace = true,
+            ("--shrink", ()) => small = true,
+            ("--whole", ()) => whole = true,
+            ("--skip", ()) => match words.next().unwrap_or_default().parse() {
+                Ok(list) => skip = list,
+                Err(why) => {
+                    eprintln!("{why}");
+                    return usage();
+                }
+            },
             ("--histories", ()) => match number() {
                 Some(count) => {
                     (0..count).for_each(|seed| println!("{}", keelson_sim::histories::line(seed)));
@@ -37,7 +49,31 @@ fn main() -> ExitCode {
             _ => return usage(),
         }
     }
-    run(from, count, trace)
+    match (count, small) {
+        (1, true) => make_small(from),
+        (1, false) => run_one(from, trace, skip),
+        _ => match seeds::each(from, count, trace) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(Some(seed)) if !whole => make_small(seed),
+            Err(_) => ExitCode::FAILURE,
+        },
+    }
+}
+
+/// What of a failing seed is needed, and how to run only that.
+fn make_small(seed: u64) -> ExitCode {
+    let program = std::env::current_exe().unwrap_or_default().to_string_lossy().into_owned();
+    let (held, text) = seeds::run(&program, seed, &[]);
+    if held {
+        println!("seed {seed} holds: there is nothing to make small");
+        return ExitCode::SUCCESS;
+    }
+    let Some((skip, text)) = shrink::shrink(&program, seed, &text, world::ALL_CLIENTS) else {
+        println!("{text}\nseed {seed} fails without a violation: it stays as it is");
+        return ExitCode::FAILURE;
+    };
+    println!("{text}\nmade small: cargo xtask sim --seed {seed} --trace --skip {skip}");
+    ExitCode::FAILURE
 }
 
 fn usage() -> ExitCode {
@@ -45,44 +81,8 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-/// One seed here; of several each in a process of its own, so that it replays alone (see `seam.rs`).
-fn run(from: u64, count: u64, trace: bool) -> ExitCode {
-    if count == 1 {
-        return run_one(from, trace);
-    }
-    let started = Instant::now();
-    let mut simulated = 0.0;
-    for seed in from..from + count {
-        let output = std::env::current_exe().and_then(|program| {
-            let mut command = Command::new(program);
-            command.args(["--seed", &seed.to_string()]).args(trace.then_some("--trace"));
-            command.stderr(Stdio::inherit()).output()
-        });
-        let output = match output {
-            Ok(output) => output,
-            Err(error) => {
-                eprintln!("seed {seed} cannot be run: {error}");
-                return ExitCode::FAILURE;
-            }
-        };
-        let text = String::from_utf8_lossy(&output.stdout);
-        print!("{text}");
-        if !output.status.success() {
-            return ExitCode::FAILURE;
-        }
-        let seconds = text.trim_end().strip_suffix(" s").and_then(|text| text.rsplit(' ').next());
-        simulated += seconds.and_then(|seconds| seconds.parse::<f64>().ok()).unwrap_or_default();
-    }
-    let wall = started.elapsed().as_secs_f64();
-    println!(
-        "{count} seeds, {simulated:.0} simulated seconds in {wall:.1} s: {:.0} x real time",
-        simulated / wall
-    );
-    ExitCode::SUCCESS
-}
-
-fn run_one(seed: u64, trace: bool) -> ExitCode {
-    let report = match world::run(seed) {
+fn run_one(seed: u64, trace: bool, skip: Skip) -> ExitCode {
+    let report = match world::run_but(seed, skip) {
         Ok(report) => report,
         Err((violation, report)) => {
             let shown = if trace { usize::MAX } else { 60 };
@@ -90,8 +90,8 @@ fn run_one(seed: u64, trace: bool) -> ExitCode {
                 println!("{line}");
             }
             println!(
-                "seed {seed}: {} violated: {}\nreplay: cargo xtask sim --seed {seed} --trace",
-                violation.property, violation.story
+                "seed {seed}: {} violated: {}\nafter {} faults; replay: cargo xtask sim --seed {seed} --trace",
+                violation.property, violation.story, report.faults
             );
             return ExitCode::FAILURE;
         }

@@ -24,6 +24,7 @@ use crate::judge::{Judge, PROBE, Shared, bytes};
 use crate::network::{Member, SimNetwork, SimTransport};
 use crate::runtime::Runtime;
 use crate::seam::{begin_time, end_time, on_seeded_thread};
+use crate::shrink::Skip;
 use keelson_checker::{Operation, Violation};
 
 /// Their ids are 1 to this.
@@ -31,6 +32,8 @@ pub const MEMBERS: u64 = 3;
 const CLIENTS: u64 = 4;
 /// Clients that hold leases.
 const HOLDERS: u64 = 2;
+/// Those two kinds, and one that compacts and looks back.
+pub const ALL_CLIENTS: u64 = CLIENTS + HOLDERS + 1;
 /// Virtual length of the two phases.
 const FAULTS_FOR: Duration = Duration::from_secs(60);
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
@@ -51,6 +54,8 @@ pub struct Report {
     pub old_reads: usize,
     /// Terms that had a leader.
     pub terms: usize,
+    /// Faults drawn, whether or not they were left out.
+    pub faults: u32,
     pub virtual_time: Duration,
     /// The trace's lines, in order: equal for equal seeds.
     pub trace: Vec<String>,
@@ -73,6 +78,9 @@ pub struct World {
     pub open: Open,
     /// Of a hundred telling moments, how many are met by a crash.
     spite: u32,
+    /// What the run leaves out, and how many faults were drawn.
+    skip: Arc<Skip>,
+    faults: u32,
 }
 
 /// Runs one seed.
@@ -80,16 +88,25 @@ pub struct World {
 /// # Errors
 /// The first violation, with the trace up to it.
 pub fn run(seed: u64) -> Result<Report, (Violation, Report)> {
-    on_seeded_thread(seed, move || run_here(seed))
+    run_but(seed, Skip::default())
 }
 
-fn run_here(seed: u64) -> Result<Report, (Violation, Report)> {
+/// Runs one seed without some of its faults and operations.
+///
+/// # Errors
+/// As `run`.
+pub fn run_but(seed: u64, skip: Skip) -> Result<Report, (Violation, Report)> {
+    on_seeded_thread(seed, move || run_here(seed, skip))
+}
+
+fn run_here(seed: u64, skip: Skip) -> Result<Report, (Violation, Report)> {
     let mut runtime = Runtime::new(1);
     runtime.set_seed(seed);
     runtime.block_on(async move {
         begin_time();
         let shared = Shared::begin();
         let mut world = World::new(seed, shared.clone());
+        world.skip = Arc::new(skip);
         let outcome = world.live().await;
         // What was seen first explains what came of it.
         let judged = world.seen().and(outcome);
@@ -97,14 +114,14 @@ fn run_here(seed: u64) -> Result<Report, (Violation, Report)> {
             let record = shared.record();
             keelson_checker::check(&record.history, &record.log, record.newest())
         });
-        let report = report(seed, &shared, world.network.terms());
+        let report = report(seed, &shared, &world);
         world.stop().await;
         end_time();
         judged.map_or_else(|violation| Err((violation, report.clone())), |()| Ok(report.clone()))
     })
 }
 
-fn report(seed: u64, shared: &Shared, terms: usize) -> Report {
+fn report(seed: u64, shared: &Shared, world: &World) -> Report {
     let virtual_time = shared.started.elapsed();
     let record = shared.record();
     let count =
@@ -119,7 +136,8 @@ fn report(seed: u64, shared: &Shared, terms: usize) -> Report {
         expired: record.expired,
         compactions: record.compactions,
         old_reads: record.old_reads,
-        terms,
+        terms: world.network.terms(),
+        faults: world.faults,
         virtual_time,
         trace: record.trace.clone(),
     }
@@ -143,7 +161,16 @@ impl World {
                 (id, Machine { disk, backend: Arc::default(), replica: None, incarnation: 0 })
             })
             .collect();
-        World { shared, network, random, machines, open: Arc::default(), spite }
+        World {
+            shared,
+            network,
+            random,
+            machines,
+            open: Arc::default(),
+            spite,
+            skip: Arc::default(),
+            faults: 0,
+        }
     }
 
     /// Starts the members and forms the group.
@@ -164,9 +191,10 @@ impl World {
     async fn live(&mut self) -> Result<(), Violation> {
         self.boot().await?;
         let mut clients = Vec::new();
-        for number in 0..=CLIENTS + HOLDERS {
+        for number in 0..ALL_CLIENTS {
             let (shared, open, seed) = (self.shared.clone(), self.open.clone(), self.random.random());
-            let client = Client { number, seed, shared, open, until: FAULTS_FOR };
+            let skip = self.skip.clone();
+            let client = Client { number, seed, shared, open, skip, until: FAULTS_FOR };
             clients.push(match number {
                 number if number < CLIENTS => Runtime::spawn(client.write_and_read()),
                 number if number < CLIENTS + HOLDERS => Runtime::spawn(client.hold_leases()),
@@ -191,9 +219,11 @@ impl World {
         self.seen()?;
         let pause = Duration::from_millis(self.random.random_range(100..3_000));
         let shared = self.shared.clone();
+        let number = self.faults;
+        self.faults += 1;
         match Runtime::timeout(pause, shared.next_moment()).await {
-            Ok(id) => self.meet(id).await,
-            Err(_) => self.fault().await,
+            Ok(id) => self.meet(id, number).await,
+            Err(_) => self.fault(number).await,
         }
     }
 
@@ -222,10 +252,14 @@ impl World {
     }
 
     /// One fault or one repair.
-    async fn fault(&mut self) -> Result<(), Violation> {
+    async fn fault(&mut self, number: u32) -> Result<(), Violation> {
         let id = self.random.random_range(1..=MEMBERS);
         let other = 1 + (id + self.random.random_range(0..MEMBERS - 1)) % MEMBERS;
-        match self.random.random_range(0..10) {
+        let what = self.random.random_range(0..10);
+        if self.skip.fault(number) {
+            return Ok(());
+        }
+        match what {
             0 | 1 => self.crash(id),
             2 => (1..=MEMBERS).for_each(|id| self.crash(id)),
             3 | 4 => {
@@ -247,13 +281,16 @@ impl World {
 
     /// A member has just been elected, or has installed a snapshot: perhaps it, or everybody, crashes right then and is
     /// back at once.
-    async fn meet(&mut self, id: u64) -> Result<(), Violation> {
+    async fn meet(&mut self, id: u64, number: u32) -> Result<(), Violation> {
         if self.random.random_range(0..100) >= self.spite {
             return Ok(());
         }
         let longest = 1 << self.random.random_range(0..9);
         Runtime::sleep(Duration::from_millis(self.random.random_range(0..longest))).await;
         let all = self.random.random_bool(0.5);
+        if self.skip.fault(number) {
+            return Ok(());
+        }
         let victims = (1..=MEMBERS).filter(|one| all || *one == id);
         for id in victims.collect::<Vec<_>>() {
             if self.machines[&id].replica.is_some() {

@@ -1,7 +1,8 @@
 //! The seeds of every push: the ones that once failed, fresh ones, and one run twice. `cargo xtask sim` runs
 //! others.
 
-use keelson_sim::world;
+use keelson_sim::shrink::{Skip, shrink};
+use keelson_sim::{seeds, world};
 
 /// Seeds that found something, with what it was; see docs/verification.md.
 const ONCE_FAILED: &[(u64, &str)] = &[
@@ -12,18 +13,15 @@ const ONCE_FAILED: &[(u64, &str)] = &[
 /// How many more seeds each push runs; `KEELSON_SIM_SEEDS` for more.
 const EACH_PUSH: u64 = 200;
 
-/// Runs a seed in a process of its own, as its replay will; what it printed.
-fn run(seed: u64, more: &[&str]) -> (bool, String) {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_keelson-sim"));
-    let output =
-        command.args(["--seed", &seed.to_string()]).args(more).output().expect("the simulation starts");
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned() + &complaint)
-}
+const PROGRAM: &str = env!("CARGO_BIN_EXE_keelson-sim");
 
 fn must_hold(seed: u64, why: &str) {
-    let (held, text) = run(seed, &[]);
-    assert!(held, "seed {seed} ({why}):\n{text}");
+    let (held, text) = seeds::run(PROGRAM, seed, &[]);
+    if held {
+        return;
+    }
+    let small = shrink(PROGRAM, seed, &text, world::ALL_CLIENTS);
+    panic!("seed {seed} ({why}):\n{text}\nmade small: --skip {:?}", small.map(|(skip, _)| skip.to_string()));
 }
 
 #[test]
@@ -65,14 +63,22 @@ fn runs_reach_the_interesting_states() {
     assert!(restored > 0, "no snapshot was ever installed or restored");
 }
 
+/// What is left out changes nothing else: the run without it is a run, and so is the one without anything.
+#[test]
+fn a_run_can_be_made_smaller() {
+    let everything = Skip {
+        faults: (0..1_000).collect(),
+        operations: (0..world::ALL_CLIENTS - 1).map(|client| (client, 0..100_000)).collect(),
+    };
+    let count = |text: &str| (seeds::number_of(text, "crashes"), seeds::number_of(text, "reads"));
+    let (held, text) = seeds::run(PROGRAM, 3, &["--skip", &everything.to_string()]);
+    assert!(held && count(&text) == (0, 0), "{text}");
+    let (held, text) = seeds::run(PROGRAM, 3, &["--skip", "f0,c0:0-8"]);
+    assert!(held && count(&text).0 > 0 && count(&text).1 > 0, "{text}");
+}
+
 /// One seed is one run: the same trace, line by line.
 #[test]
 fn a_seed_replays_exactly() {
-    for seed in 1..=20 {
-        let (first, second) = (run(seed, &["--trace"]).1, run(seed, &["--trace"]).1);
-        assert!(first.lines().count() > 20, "seed {seed} left no trace: {first}");
-        let differs = first.lines().zip(second.lines()).find(|(a, b)| a != b);
-        assert_eq!(differs, None, "seed {seed}");
-        assert_eq!(first.len(), second.len(), "seed {seed}");
-    }
+    (1..=20).for_each(|seed| seeds::replays(PROGRAM, seed));
 }

@@ -2,8 +2,8 @@
 //! its trace and how to replay it.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
+use keelson_sim::seeds;
 use keelson_simcluster::run;
 
 const USAGE: &str = "usage: cargo xtask sim --cluster [--seed N [--trace]] [--seeds COUNT] [--from N]";
@@ -25,42 +25,40 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let started = Instant::now();
-    let mut simulated = Duration::ZERO;
-    for seed in from..from + count {
-        let (report, violation) = match run::run(seed) {
-            Ok(report) => (report, None),
-            Err((violation, report)) => (report, Some(violation)),
-        };
-        let shown = if trace {
-            usize::MAX
-        } else if violation.is_some() {
-            60
-        } else {
-            0
-        };
-        for line in &report.trace[report.trace.len().saturating_sub(shown)..] {
-            println!("{line}");
-        }
-        if let Some(violation) = violation {
-            println!(
-                "seed {seed}: {} violated: {}\nreplay: cargo xtask sim --cluster --seed {seed} --trace",
-                violation.property, violation.story
-            );
-            return ExitCode::FAILURE;
-        }
-        simulated += report.virtual_time;
-        println!(
-            "seed {seed}: {} revisions, {} pods made, {} binds, {} crashes, {:.0} s",
-            report.revisions,
-            report.pods,
-            report.binds,
-            report.crashes,
-            report.virtual_time.as_secs_f32()
-        );
+    // Of several, each in a process of its own.
+    match count {
+        1 => run_one(from, trace),
+        _ => seeds::each(from, count, trace).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS),
     }
-    let wall = started.elapsed().as_secs_f64();
-    let total = simulated.as_secs_f64();
-    println!("{count} seeds, {total:.0} simulated seconds in {wall:.1} s: {:.0} x real time", total / wall);
+}
+
+fn run_one(seed: u64, trace: bool) -> ExitCode {
+    let (report, violation) = match run::run(seed) {
+        Ok(report) => (report, None),
+        Err((violation, report)) => (report, Some(violation)),
+    };
+    let shown = match (trace, &violation) {
+        (true, _) => usize::MAX,
+        (false, Some(_)) => 60,
+        (false, None) => 0,
+    };
+    for line in &report.trace[report.trace.len().saturating_sub(shown)..] {
+        println!("{line}");
+    }
+    if let Some(violation) = violation {
+        println!(
+            "seed {seed}: {} violated: {}\nreplay: cargo xtask sim --cluster --seed {seed} --trace",
+            violation.property, violation.story
+        );
+        return ExitCode::FAILURE;
+    }
+    println!(
+        "seed {seed}: {} revisions, {} pods made, {} binds, {} crashes, {:.0} s",
+        report.revisions,
+        report.pods,
+        report.binds,
+        report.crashes,
+        report.virtual_time.as_secs_f32()
+    );
     ExitCode::SUCCESS
 }
