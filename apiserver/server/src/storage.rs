@@ -29,6 +29,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(300);
 /// Leases of Events are shared by what is written within so many seconds.
 const LEASE_REUSE: Duration = Duration::from_secs(60);
 
+/// The answer to a write of which nobody can say what became of it.
+pub const UNCLEAR: &str =
+    "the store did not say whether this write was carried out, and the object has changed since";
+
 /// What a write did.
 #[derive(Debug)]
 pub enum Written {
@@ -36,6 +40,8 @@ pub enum Written {
     Done(i64),
     /// Not stored: the key is at another revision.
     Changed,
+    /// The store did not say, and what is stored now is what was to be: by this write, or by another of the same content.
+    Perhaps,
     /// Not stored: a claimed key is taken.
     Taken,
 }
@@ -232,19 +238,23 @@ impl Storage {
         }
     }
 
-    /// What a failed comparison means: if an earlier attempt of this write may have succeeded, its own traces are a yes.
-    /// Other traces are no answer: somebody may have replaced what the attempt wrote, and to say "conflict" then would
-    /// make the client do again what was done (found by the simulation of the cluster).
+    /// What a failed comparison means: if an earlier attempt of this write may have succeeded, its own traces are a yes: a
+    /// new object's uid, an absence. The bytes of an update are nobody's: two clients that count from 4 to 5 write the
+    /// same. Other traces are no answer: somebody may have replaced what the attempt wrote, and to say "conflict" then
+    /// would make the client do again what was done (both found by the simulation of the cluster).
     fn refused(&self, write: &Write, answers: Vec<ResponseOp>, unknown: bool) -> Result<Written, Status> {
         let mut found = ranged(answers);
         let current = found.next().flatten();
         if unknown {
-            let ours = match (&current, &write.value) {
+            let same = match (&current, &write.value) {
                 (Some(kv), Some(value)) => kv.mod_revision != write.revision && kv.value == *value,
                 (None, None) => true,
                 _ => false,
             };
-            if ours {
+            if same && write.revision != 0 && write.value.is_some() {
+                return Ok(Written::Perhaps);
+            }
+            if same {
                 let revision = current.as_ref().map_or_else(|| write.revision, |kv| kv.mod_revision);
                 self.written.fetch_max(revision, Ordering::AcqRel);
                 return Ok(Written::Done(revision));
@@ -254,10 +264,7 @@ impl Storage {
         match (at == write.revision, unknown) {
             (true, _) => Ok(Written::Taken),
             (false, false) => Ok(Written::Changed),
-            (false, true) => Err(Status::timeout(
-                "the store did not say whether this write was carried out, and the object has changed since",
-                1,
-            )),
+            (false, true) => Err(Status::timeout(UNCLEAR, 1)),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::present;
 use crate::request::{Accept, dry_run};
 use crate::respond::{self, Response};
 use crate::server::{Call, Server};
-use crate::storage::{Storage, Write, Written};
+use crate::storage::{Storage, UNCLEAR, Write, Written};
 
 /// Attempts to find a free generated name or claim, and to win a race.
 const ATTEMPTS: usize = 8;
@@ -117,7 +117,7 @@ impl<'a> Place<'a> {
         let server = self.server;
         let key = self.resource.key(self.namespace, self.name).ok_or_else(Status::method_not_allowed)?;
         server.hub.wait(server.storage.written(), self.deadline).await?;
-        let mut fresh = false;
+        let (mut fresh, mut unclear) = (false, false);
         for _ in 0..=ATTEMPTS * 4 {
             let current = if fresh { self.stored(&key).await? } else { self.cached() };
             let revision = current.as_ref().map_or(0, |(_, revision)| *revision);
@@ -127,6 +127,10 @@ impl<'a> Place<'a> {
                 Err(_) | Ok(Decided { next: Next::Nothing, .. }) if !fresh => {
                     fresh = true;
                     continue;
+                }
+                // Content that asks for nothing more is as good as written; anything else may be done already.
+                Err(_) | Ok(Decided { next: Next::Put { .. } | Next::Delete { .. }, .. }) if unclear => {
+                    return Err(Status::timeout(UNCLEAR, 1));
                 }
                 Err(status) => return Err(status),
                 Ok(Decided { next, answer }) => (next, answer),
@@ -142,6 +146,7 @@ impl<'a> Place<'a> {
             let write = Write { key: &key, revision, value, claims: &claims, lease: 0 };
             match store(server, self.resource, write, self.deadline).await? {
                 Written::Done(revision) => return Ok((answer, revision)),
+                Written::Perhaps => (fresh, unclear) = (true, true),
                 Written::Changed | Written::Taken => fresh = true,
             }
         }
@@ -311,10 +316,10 @@ pub async fn create_object(
         let write = Write { key: &key, revision: 0, value, claims: &outcome.claims, lease: 0 };
         match store(server, resource, write, place.deadline).await? {
             Written::Done(revision) => return Ok((outcome, revision)),
-            Written::Changed if !generated || attempt >= ATTEMPTS => {
+            Written::Changed | Written::Perhaps if !generated || attempt >= ATTEMPTS => {
                 return Err(place.taken(&key, &name).await);
             }
-            Written::Changed => {}
+            Written::Changed | Written::Perhaps => {}
             Written::Taken if attempt >= ATTEMPTS * 4 => {
                 return Err(Status::server_timeout(
                     resource,

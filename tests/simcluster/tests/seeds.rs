@@ -4,10 +4,16 @@
 use keelson_sim::seeds;
 
 /// Seeds that found something, with what it was; see docs/verification.md.
-const ONCE_FAILED: &[(u64, &str)] = &[(
-    4,
-    "C14: a write whose outcome the store did not tell was carried out, replaced by another, and answered as a conflict",
-)];
+const ONCE_FAILED: &[(u64, &str)] = &[
+    (
+        1,
+        "C14: an update whose outcome the store did not tell was taken for done, since another had written the same",
+    ),
+    (
+        4,
+        "C14: a write whose outcome the store did not tell was carried out, replaced by another, and answered as a conflict",
+    ),
+];
 
 /// How many more seeds each push runs; `KEELSON_SIM_SEEDS` for more.
 const EACH_PUSH: u64 = 2;
