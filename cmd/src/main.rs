@@ -54,6 +54,12 @@ const PARTS: &[(&str, &str, Entry)] = &[
     ("kubelet", "the kubelet alone", Entry::Arguments(keelson_kubelet::main)),
     ("proxy", "the service proxy alone", Entry::Named(keelson_proxy::main)),
     ("kubectl", "kubectl's verbs; also without this word: get, apply, logs, why …", Entry::Bare(kubectl)),
+    (
+        "check",
+        "the proof: models of all the cores, or those named",
+        Entry::Bare(keelson_models::command::check),
+    ),
+    ("explore", "one model, step by step, in a browser", Entry::Bare(keelson_models::command::explore)),
     ("balance", "", Entry::Named(keelson_cluster::balance_main)),
 ];
 

@@ -48,14 +48,14 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "models",
-        arguments: "[NAME ...] [--deep | --explore]",
-        help: "the stateright models, with their state counts",
+        arguments: "[NAME ...] [--bound N]",
+        help: "the stateright models, with their state counts; --explore NAME in a browser",
         run: models::models,
     },
     Command {
         name: "mutants",
-        arguments: "--planted [NN ...]",
-        help: "bugs planted in the shipped code: which suite catches each, and how soon",
+        arguments: "--planted [NN ...] | --sieve",
+        help: "bugs planted in the shipped code, or Sieve's mistakes in every controller: what catches each, how soon",
         run: mutants::mutants,
     },
     Command {
@@ -87,6 +87,12 @@ const COMMANDS: &[Command] = &[
         arguments: "[--report]",
         help: "all of the proof into the ledger, and the tables of docs/verification.md from it",
         run: verify::verify,
+    },
+    Command {
+        name: "nightly",
+        arguments: "[--hours N]",
+        help: "the proof at its deep bounds, many seeds, every planted bug; all of it into the ledger",
+        run: verify::nightly,
     },
     Command {
         name: "bench",

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use crate::setup;
 use crate::shell::{Failure, cargo, installed, root, step, target_directory};
 
-/// `cargo xtask models [NAME ...] [--deep]`: the catalogue.
+/// `cargo xtask models [NAME ...] [--bound N] | --explore NAME`: the catalogue.
 pub fn models(arguments: &[String]) -> Result<(), Failure> {
     step("models", cargo(&["run", "--quiet", "--package", "keelson-models", "--"]).args(arguments))
 }

@@ -5,8 +5,10 @@
 //! the proofs are complete), graceful deletion of anything but pods, and watch ordering between
 //! resources (a view is a past state of all of them; the model draws the lag).
 
+use std::any::TypeId;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -14,15 +16,65 @@ use serde_json::{Value, json};
 use crate::graph::{ApiResource, Node};
 use crate::object::{Gvr, Key, Object};
 use crate::plan::{Action, Expectation, Plan, Precondition, Target, to_value};
-use crate::view::{View, Watch};
+use crate::view::{AnyObject, View, Watch};
 
-type Objects = BTreeMap<(Gvr, Key), Arc<Value>>;
+type Objects = BTreeMap<(Gvr, Key), Arc<Stored>>;
 
+/// An object as it was written, and what views have already decoded of it.
+struct Stored {
+    value: Arc<Value>,
+    text: OnceLock<String>,
+    decoded: OnceLock<(TypeId, AnyObject)>,
+    node: OnceLock<Node>,
+}
+
+impl Stored {
+    fn new(value: Value) -> Arc<Stored> {
+        Arc::new(Stored {
+            value: Arc::new(value),
+            text: OnceLock::new(),
+            decoded: OnceLock::new(),
+            node: OnceLock::new(),
+        })
+    }
+
+    /// The object without its resourceVersion.
+    fn text(&self) -> &str {
+        self.text.get_or_init(|| {
+            let mut value = (*self.value).clone();
+            value["metadata"].as_object_mut().map(|meta| meta.remove("resourceVersion"));
+            value.to_string()
+        })
+    }
+
+    /// The object in a watch's type.
+    fn decode(&self, watch: &Watch) -> AnyObject {
+        let decode = || (watch.decode)(&self.value.to_string()).expect("the world holds what it was given");
+        let (kind, object) = self.decoded.get_or_init(|| (watch.type_id, decode()));
+        if *kind == watch.type_id { object.clone() } else { decode() }
+    }
+
+    fn node(&self, resource: &Gvr) -> Node {
+        let node = || {
+            let meta = serde_json::from_value(self.value["metadata"].clone()).expect("metadata is metadata");
+            Node::new(resource, &meta)
+        };
+        self.node.get_or_init(node).clone()
+    }
+}
+
+impl fmt::Debug for Stored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.value.fmt(f)
+    }
+}
+
+/// Clones are cheap: they share every object and every past state.
 #[derive(Clone, Debug)]
 pub struct World {
     objects: Objects,
     /// `history[n]` is the state after the nth write.
-    history: Vec<Objects>,
+    history: Vec<Arc<Objects>>,
     uids: u64,
     pub now: Timestamp,
     /// What the runner keeps for each controller and key (`Plan::note`).
@@ -44,7 +96,7 @@ impl Default for World {
         let now = Timestamp::from_second(1_700_000_000).unwrap_or_default();
         World {
             objects: Objects::new(),
-            history: vec![Objects::new()],
+            history: vec![Arc::default()],
             uids: 0,
             now,
             notes: BTreeMap::new(),
@@ -60,7 +112,7 @@ impl World {
     }
 
     fn commit(&mut self) {
-        self.history.push(self.objects.clone());
+        self.history.push(Arc::new(self.objects.clone()));
     }
 
     /// Moves the clock.
@@ -94,20 +146,20 @@ impl World {
             && place.0.resource != "pods";
         match gone {
             true => self.objects.remove(place),
-            false => self.objects.insert(place.clone(), Arc::new(value)),
+            false => self.objects.insert(place.clone(), Stored::new(value)),
         };
         self.commit();
     }
 
     /// One object as JSON.
     pub fn value(&self, resource: &Gvr, key: &Key) -> Option<Arc<Value>> {
-        self.objects.get(&(resource.clone(), key.clone())).cloned()
+        self.objects.get(&(resource.clone(), key.clone())).map(|stored| stored.value.clone())
     }
 
     /// All objects of a resource as JSON; of one namespace, if it is not empty.
     pub fn values(&self, resource: &Gvr, namespace: &str) -> Vec<Arc<Value>> {
         let here = |r: &Gvr, k: &Key| r == resource && (namespace.is_empty() || k.namespace == namespace);
-        self.objects.iter().filter(|((r, k), _)| here(r, k)).map(|(_, v)| v.clone()).collect()
+        self.objects.iter().filter(|((r, k), _)| here(r, k)).map(|(_, v)| v.value.clone()).collect()
     }
 
     /// Stores an object whole, under the resourceVersion it carries, if any.
@@ -119,30 +171,67 @@ impl World {
         Ok(())
     }
 
-    /// What write `version` changed: the resource, and the object before and after.
-    pub fn change(&self, version: usize) -> Option<(Gvr, Option<Arc<Value>>, Option<Arc<Value>>)> {
+    /// One object as it was after write `version`.
+    pub fn value_at(&self, resource: &Gvr, key: &Key, version: usize) -> Option<Arc<Value>> {
+        let then = self.history.get(version)?;
+        then.get(&(resource.clone(), key.clone())).map(|stored| stored.value.clone())
+    }
+
+    /// The writes from `after` (exclusive) to `to` (inclusive): of which resource and object each was.
+    pub fn writes(&self, after: usize, to: usize) -> Vec<(Gvr, Key)> {
+        (after + 1..=to.min(self.version())).filter_map(|version| self.place_of(version)).collect()
+    }
+
+    fn place_of(&self, version: usize) -> Option<(Gvr, Key)> {
         let (old, new) = (self.history.get(version.checked_sub(1)?)?, self.history.get(version)?);
         let differs = |place: &&(Gvr, Key)| match (old.get(*place), new.get(*place)) {
             (Some(a), Some(b)) => !Arc::ptr_eq(a, b),
             (a, b) => a.is_some() != b.is_some(),
         };
-        let place = old.keys().chain(new.keys()).find(differs)?;
-        Some((place.0.clone(), old.get(place).cloned(), new.get(place).cloned()))
+        old.keys().chain(new.keys()).find(differs).cloned()
+    }
+
+    /// What write `version` changed: the resource, and the object before and after.
+    pub fn change(&self, version: usize) -> Option<(Gvr, Option<Arc<Value>>, Option<Arc<Value>>)> {
+        let place = self.place_of(version)?;
+        let (old, new) = (self.history.get(version - 1)?, self.history.get(version)?);
+        let value = |state: &Objects| state.get(&place).map(|stored| stored.value.clone());
+        Some((place.0.clone(), value(old), value(new)))
     }
 
     /// Everything there is, in order.
     pub fn objects(&self) -> impl Iterator<Item = (&Gvr, &Key, &Arc<Value>)> {
-        self.objects.iter().map(|((resource, key), value)| (resource, key, value))
+        self.objects.iter().map(|((resource, key), stored)| (resource, key, &stored.value))
+    }
+
+    /// Everything there is, in order: as text without the resourceVersion, and the write that left it so.
+    pub fn texts(&self) -> impl Iterator<Item = (&Gvr, &Key, &str, usize)> {
+        let version = |stored: &Stored| {
+            stored.value["metadata"]["resourceVersion"]
+                .as_str()
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0)
+        };
+        self.objects.iter().map(move |((gvr, key), stored)| (gvr, key, stored.text(), version(stored)))
+    }
+
+    /// What write `version` replaced, as in `texts`; `None` where nothing was.
+    pub fn text_before(&self, version: usize) -> Option<(Gvr, Key, Option<&str>)> {
+        let (gvr, key) = self.place_of(version)?;
+        let old = self.history.get(version - 1)?;
+        let place = (gvr, key);
+        let text = old.get(&place).map(|stored| stored.text());
+        Some((place.0, place.1, text))
     }
 
     pub fn get<K: Object>(&self, key: &Key) -> Option<K> {
-        let value = self.objects.get(&(Gvr::of::<K>(), key.clone()))?;
-        serde_json::from_value((**value).clone()).ok()
+        let stored = self.objects.get(&(Gvr::of::<K>(), key.clone()))?;
+        K::deserialize(&*stored.value).ok()
     }
 
     pub fn list<K: Object>(&self) -> Vec<K> {
         let here = self.objects.iter().filter(|((gvr, _), _)| *gvr == Gvr::of::<K>());
-        here.filter_map(|(_, v)| serde_json::from_value((**v).clone()).ok()).collect()
+        here.filter_map(|(_, v)| K::deserialize(&*v.value).ok()).collect()
     }
 
     /// Changes an object as its owner (kubelet, user) would.
@@ -166,6 +255,22 @@ impl World {
 
     /// The view of the state after write `version`, for these watches and the graph.
     pub fn view(&self, watches: &[Watch], version: usize) -> View {
+        self.view_of(watches, &self.history[version.min(self.version())])
+    }
+
+    /// The same with some objects as they were after an earlier write of their own.
+    pub fn view_but(&self, watches: &[Watch], version: usize, held: &BTreeMap<(Gvr, Key), usize>) -> View {
+        let mut objects = (*self.history[version.min(self.version())]).clone();
+        for (place, then) in held {
+            match self.history[*then].get(place) {
+                Some(stored) => objects.insert(place.clone(), stored.clone()),
+                None => objects.remove(place),
+            };
+        }
+        self.view_of(watches, &objects)
+    }
+
+    fn view_of(&self, watches: &[Watch], objects: &Objects) -> View {
         let mut view = View::default();
         for ((controller, key), note) in &self.notes {
             view.set_note(controller, key, Some(note.clone()));
@@ -173,15 +278,13 @@ impl World {
         for watch in watches {
             watch.install.iter().for_each(|install| install(&mut view));
         }
-        for ((gvr, _), value) in &self.history[version.min(self.version())] {
+        for ((gvr, _), stored) in objects {
             for watch in watches.iter().filter(|w| w.resource == *gvr) {
-                let object = (watch.decode)(&value.to_string()).expect("the world holds what it was given");
                 if let Some(indexer) = view.any_mut(watch.type_id) {
-                    indexer.insert_any(object);
+                    indexer.insert_any(stored.decode(watch));
                 }
             }
-            let meta = serde_json::from_value(value["metadata"].clone()).expect("metadata is metadata");
-            view.graph.insert(Node::new(gvr, &meta));
+            view.graph.insert(stored.node(gvr));
         }
         view.graph.complete = true;
         view
@@ -218,7 +321,7 @@ impl World {
             Action::Submit { target, object, .. } => {
                 let place = place(target);
                 let old = self.objects.get(&place).ok_or(Refused::NotFound)?;
-                let mut new = (**old).clone();
+                let mut new = (*old.value).clone();
                 new["spec"] = object["spec"].clone();
                 self.store(&place, new);
                 Ok(())
@@ -264,12 +367,12 @@ impl World {
     fn check(&self, target: &Target, precondition: &Precondition) -> Result<Arc<Value>, Refused> {
         let old = self.objects.get(&place(target)).ok_or(Refused::NotFound)?;
         let differs = |want: &Option<String>, field: &str| {
-            want.as_deref().is_some_and(|w| old["metadata"][field].as_str() != Some(w))
+            want.as_deref().is_some_and(|w| old.value["metadata"][field].as_str() != Some(w))
         };
         if differs(&precondition.uid, "uid") || differs(&precondition.resource_version, "resourceVersion") {
             return Err(Refused::Conflict);
         }
-        Ok(old.clone())
+        Ok(old.value.clone())
     }
 
     fn patch(&mut self, target: &Target, patch: &Value, precondition: &Precondition) -> Result<(), Refused> {
@@ -309,7 +412,7 @@ impl World {
     }
 
     fn expect(&self, expectation: &Expectation) -> Result<(), Refused> {
-        let found = |target: &Target| self.objects.get(&place(target));
+        let found = |target: &Target| self.objects.get(&place(target)).map(|stored| &stored.value);
         let same = |v: &Arc<Value>, uid: &str| v["metadata"]["uid"].as_str() == Some(uid);
         let met = match expectation {
             Expectation::Absent { target, uid: Some(uid) } => !found(target).is_some_and(|v| same(v, uid)),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::hash::Hash;
 
-use stateright::{Checker, Expectation, Model};
+use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
 /// How far a model explores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,10 @@ impl Report {
     /// The properties that failed, with their counterexamples; empty when none did.
     pub fn failures(&self) -> String {
         let mut text = String::new();
-        for property in self.properties.iter().filter(|property| !property.holds) {
+        // A run that ends at a counterexample has not been everywhere.
+        let broken = self.properties.iter().any(|property| property.counterexample.is_some());
+        let failed = self.properties.iter().filter(|property| !property.holds);
+        for property in failed.filter(|property| property.counterexample.is_some() == broken) {
             let steps = property
                 .counterexample
                 .as_deref()
@@ -68,7 +71,7 @@ impl Report {
     }
 }
 
-/// Explores a model exhaustively within its own boundary, or step by step in a browser.
+/// Explores a model exhaustively within its own boundary, up to the first property that fails, or step by step in a browser.
 pub fn explore<M>(name: &'static str, bound: Bound, model: M) -> Report
 where
     M: Model + Send + Sync + 'static,
@@ -80,7 +83,8 @@ where
         println!("{name}: open http://{BROWSE_AT}/ in a browser; stop with Ctrl-C");
         return summary(name, &*model.checker().threads(threads).serve(BROWSE_AT));
     }
-    summary(name, &model.checker().threads(threads).spawn_dfs().join())
+    let checker = model.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures);
+    summary(name, &checker.spawn_dfs().join())
 }
 
 fn summary<M: Model>(name: &'static str, checker: &impl Checker<M>) -> Report
@@ -94,8 +98,9 @@ where
         let path = found.remove(property.name);
         let wanted = property.expectation == Expectation::Sometimes;
         let counterexample = path.as_ref().filter(|_| !wanted).map(|path| {
+            let end = format!("  {:?}\n", path.last_state());
             let steps = path.clone().into_actions();
-            steps.iter().map(|action| format!("  {action:?}\n")).collect()
+            steps.iter().map(|action| format!("  {action:?}\n")).chain([end]).collect()
         });
         Property { name: property.name, holds: path.is_some() == wanted, counterexample }
     });

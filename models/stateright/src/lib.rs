@@ -6,8 +6,11 @@
 
 pub mod apiserver;
 pub mod catalogue;
+pub mod cluster;
+pub mod command;
 pub mod controllers;
 pub mod scheduler;
+pub mod sieve;
 pub mod store;
 
 pub use catalogue::{Bound, Entry, Property, Report};
@@ -20,14 +23,44 @@ pub const MODELS: &[Entry] = &[
         run: apiserver::updates::run,
     },
     Entry {
+        name: "controllers-cronjob",
+        description: "no due time is lost or served twice, and none runs into another",
+        run: controllers::cronjob::run,
+    },
+    Entry {
+        name: "controllers-daemonset",
+        description: "each node has one pod in the end, and never two that stay",
+        run: controllers::daemonset::run,
+    },
+    Entry {
         name: "controllers-deployment",
         description: "a rollout stays within its fence and ends, on stale views and cut plans",
         run: controllers::deployment::run,
     },
     Entry {
+        name: "controllers-garbage",
+        description: "dependents follow their owner and nobody of its name",
+        run: controllers::garbage::run,
+    },
+    Entry {
+        name: "controllers-job",
+        description: "each pod that ends is counted once, and never too many run",
+        run: controllers::job::run,
+    },
+    Entry {
+        name: "controllers-namespaces",
+        description: "a namespace is let go when it is empty and not before",
+        run: controllers::namespaces::run,
+    },
+    Entry {
         name: "controllers-replicaset",
         description: "a ReplicaSet never overshoots and always converges, on stale views and cut plans",
         run: controllers::replicaset::run,
+    },
+    Entry {
+        name: "controllers-statefulset",
+        description: "pods come and go in their order, and by their node's word",
+        run: controllers::statefulset::run,
     },
     Entry {
         name: "scheduler-binding",

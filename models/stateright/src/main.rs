@@ -1,52 +1,33 @@
-//! Runs the catalogue: `cargo xtask models [NAME ...] [--deep | --explore]`. Prints reach and outcome; ends at the first
-//! model one of whose properties fails.
+//! `cargo xtask models [NAME ...] [--bound N] | --explore NAME | --sieve [CONTROLLER ...]`: the catalogue, and the
+//! mistakes that Sieve's perturbations bring out.
 
 use std::process::ExitCode;
-use std::time::Instant;
 
-use keelson_models::{Bound, MODELS};
+use keelson_models::{command, sieve};
 
 fn main() -> ExitCode {
-    let (flags, names): (Vec<String>, Vec<String>) =
-        std::env::args().skip(1).partition(|word| word.starts_with("--"));
-    let bound = match flags.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        [] => Bound::Smoke,
-        ["--deep"] => Bound::Deep,
-        ["--explore"] if names.len() == 1 => Bound::Browse,
-        _ => return usage(),
-    };
-    let chosen: Vec<_> = MODELS
-        .iter()
-        .filter(|entry| names.is_empty() || names.iter().any(|name| name == entry.name))
-        .collect();
-    if chosen.len() < names.len() || chosen.is_empty() {
-        return usage();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("--explore") => command::explore(arguments[1..].to_vec()),
+        Some("--sieve") => print_sieve(&arguments[1..]),
+        _ => command::check(arguments),
     }
-    for entry in chosen {
-        let started = Instant::now();
-        let report = (entry.run)(bound);
-        println!(
-            "{}: {} unique states ({} generated, depth {}), {} properties, {:.1} s: {}",
-            report.name,
-            report.unique,
-            report.states,
-            report.depth,
-            report.properties.len(),
-            started.elapsed().as_secs_f32(),
-            if report.holds() { "holds" } else { "VIOLATED" }
-        );
-        print!("{}", report.failures());
-        if !report.holds() {
-            return ExitCode::FAILURE;
-        }
-    }
-    ExitCode::SUCCESS
 }
 
-fn usage() -> ExitCode {
-    eprintln!("usage: cargo xtask models [NAME ...] [--deep] | NAME --explore\n");
-    for entry in MODELS {
-        eprintln!("  {:<28} {}", entry.name, entry.description);
+/// One line for each mistake in each controller, as `cargo xtask mutants --sieve` reads it.
+fn print_sieve(names: &[String]) -> ExitCode {
+    let mut missed = false;
+    for verdict in sieve::sieve(names) {
+        let (word, by) = match &verdict.caught {
+            Some(by) => ("CAUGHT", by.as_str()),
+            None => ("missed", ""),
+        };
+        let (controller, mistake, seconds) = (verdict.controller, verdict.mistake, verdict.seconds);
+        println!("{controller} {mistake:?} {word} after {seconds:.1} s: {by}");
+        if let Some(plain) = &verdict.plain {
+            println!("   shows without a perturbation, too: {plain}");
+        }
+        missed |= verdict.caught.is_none() || verdict.plain.is_some();
     }
-    ExitCode::from(2)
+    if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

@@ -107,6 +107,7 @@ const TEST_ONLY: &[&str] = &[
     "keelson-simcluster",
     "keelson-tidy",
     "keelson-test-harness",
+    "keelson-operator-example",
     "keelson-etcd-tests",
     "keelson-kubernetes-tests",
     "proptest",
@@ -126,6 +127,9 @@ fn dependency_edges_follow_the_architecture() {
             }
         }
         let production = !folder.starts_with("tests/") && !folder.starts_with("models/");
+        if production && folder != "cmd" && dependencies.iter().any(|name| name == "keelson-models") {
+            places.push(format!("{folder} -> keelson-models: only the binary has the models"));
+        }
         for dependency in dependencies.iter().filter(|name| production && TEST_ONLY.contains(&name.as_str()))
         {
             places.push(format!("{folder} -> {dependency}: production depends on test code"));

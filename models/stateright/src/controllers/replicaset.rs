@@ -16,9 +16,11 @@ use k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodStatus, PodTempl
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
 use keelson_controllers_core::replicaset::ReplicaSets;
 use keelson_controllers_core::{Action, Key, Object, Reconciler, View};
+use serde_json::json;
 use stateright::{Model, Property};
 
 use crate::catalogue::{Bound, Report, explore};
+use crate::cluster::{Scenario, keys_of, object};
 
 /// Rounds in which the closure must end: a round delivers everything, reconciles, runs the plan, and lets the nodes act.
 const ROUNDS: usize = 4;
@@ -372,6 +374,28 @@ impl Model for Bounds {
             }),
         ]
     }
+}
+
+/// The same reconciler in the cluster of `cluster.rs`, where its plans run without other requests between: two pods,
+/// one of which somebody may delete.
+pub fn scenario() -> Scenario {
+    const SIZE: usize = 2;
+    let set: ReplicaSet = object(json!({
+        "metadata": {"name": "web", "namespace": "d", "generation": 1},
+        "spec": {
+            "replicas": SIZE, "selector": {"matchLabels": {"app": "a"}}, "template": super::template("v1"),
+        },
+    }));
+    Scenario::new("controllers-replicaset")
+        .object(&set)
+        .controller(ReplicaSets, keys_of::<ReplicaSet>)
+        .fair("a pod starts or stops", keys_of::<Pod>, super::run_pod)
+        .trouble("a user deletes a pod", 1, keys_of::<Pod>, super::delete_pod)
+        .always(|world| match super::active(world).len() {
+            many if many > SIZE => Err(format!("C9 {many} active pods of {SIZE}")),
+            _ => Ok(()),
+        })
+        .desired(|world| super::all_run(world, SIZE, "v1"))
 }
 
 /// Explores the model; `Deep` lets somebody delete a pod as well (617,312 states).
