@@ -239,8 +239,8 @@ impl Checker<'_> {
         }
         // Objects have as many entries as fields that are set.
         if function == "size"
-            && matches!(self.found.apply(&types[0], false), Type::Object(_))
-            && types.len() == 1
+            && let [one] = types
+            && matches!(self.found.apply(one, false), Type::Object(_))
         {
             self.facts.overloads[id] = vec![if member { "map_size" } else { "size_map" }];
             return Type::Int;

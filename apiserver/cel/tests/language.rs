@@ -136,6 +136,7 @@ fn mistakes_are_found_before_anything_runs() {
     assert!(said("x.y").contains("type 'int' does not support field selection"));
     assert!(said("s.matches('(')").contains("invalid matches argument"));
     assert!(said("duration('x') == duration('1s')").contains("invalid duration argument"));
+    assert!(said("size()").contains("found no matching overload for 'size' applied to '()'"));
     assert!(said("Object{}").contains("undeclared reference to 'Object'"));
     let mut env = env();
     env.patches = true;

@@ -139,6 +139,11 @@ fn rules_that_do_not_compile_are_refused_in_upstreams_words() {
     assert!(
         rule("self.metadata.name == \"x\"")[0].contains("ERROR: <input>:1:5: undefined field 'metadata'")
     );
+    for path in [".nope", "[", ".a[0]", "a", "['a"] {
+        let said = checked(json!([{"rule": "self.a>1", "fieldPath": path}]));
+        assert!(said[0].ends_with("fieldPath must be a valid path"), "{path}: {said:?}");
+    }
+    assert!(checked(json!([{"rule": "self.a>1", "fieldPath": ".a"}])).is_empty());
     let both = &rule("math.greatest(1,self.a) > 1")[0];
     assert!(
         both.contains("1:1: undeclared reference to 'math'")

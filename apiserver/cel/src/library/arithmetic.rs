@@ -6,6 +6,8 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 const OVERFLOW: &str = "integer overflow";
+/// Elements of one list. Joining lists costs little, so that this bounds it.
+const MOST: usize = 1 << 22;
 
 /// Runs an operator; none when it is none.
 pub fn call(function: &str, args: &[Value]) -> Option<Called> {
@@ -66,6 +68,9 @@ fn add(a: &Value, b: &Value) -> Called {
         (Value::Double(a), Value::Double(b)) => Ok(Value::Double(a + b)),
         (Value::String(a), Value::String(b)) => Ok(Value::string(format!("{a}{b}"))),
         (Value::Bytes(a), Value::Bytes(b)) => Ok(Value::Bytes([&a[..], &b[..]].concat().into())),
+        (Value::List(a), Value::List(b)) if a.items.len() + b.items.len() > MOST => {
+            Err("list is too large".into())
+        }
         (Value::List(a), Value::List(b)) => Ok(Value::List(Arc::new(a.joined(b)))),
         (Value::Duration(a), Value::Duration(b)) => span(a.checked_add(*b)),
         (Value::Timestamp(at), Value::Duration(by)) | (Value::Duration(by), Value::Timestamp(at)) => {

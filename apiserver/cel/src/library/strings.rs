@@ -3,6 +3,13 @@
 use super::{Called, convert, no_overload};
 use crate::value::Value;
 
+/// Bytes of one text. Replacing and joining are paid for by what goes in, so that this bounds what comes out.
+const MOST: usize = 1 << 24;
+
+fn too_large() -> Called {
+    Err("text is too large".into())
+}
+
 /// Runs a member of a string.
 pub fn call(function: &str, args: &[Value]) -> Called {
     let Some(text) = args[0].as_str() else { return no_overload() };
@@ -20,16 +27,23 @@ pub fn call(function: &str, args: &[Value]) -> Called {
         ("lastIndexOf", [Value::String(part), Value::Int(from)]) => last_index_of(text, part, Some(*from)),
         ("substring", [Value::Int(from)]) => substring(text, *from, text.chars().count() as i64),
         ("substring", [Value::Int(from), Value::Int(to)]) => substring(text, *from, *to),
-        ("replace", [Value::String(from), Value::String(to)]) => Ok(Value::string(text.replace(&**from, to))),
+        ("replace", [Value::String(from), Value::String(to)]) => replace(text, from, to, usize::MAX),
         ("replace", [Value::String(from), Value::String(to), Value::Int(n)]) => {
-            let n = usize::try_from(*n).unwrap_or(usize::MAX);
-            Ok(Value::string(text.replacen(&**from, to, n)))
+            replace(text, from, to, usize::try_from(*n).unwrap_or(usize::MAX))
         }
         ("split", [Value::String(by)]) => Ok(split(text, by, -1)),
         ("split", [Value::String(by), Value::Int(n)]) => Ok(split(text, by, *n)),
         ("format", [Value::List(list)]) => super::format::text(text, &list.items),
         _ => no_overload(),
     }
+}
+
+fn replace(text: &str, from: &str, to: &str, most: usize) -> Called {
+    let found = text.matches(from).take(most).count();
+    if found.saturating_mul(to.len()).saturating_add(text.len()) > MOST {
+        return too_large();
+    }
+    Ok(Value::string(text.replacen(from, to, most)))
 }
 
 fn char_at(text: &str, at: i64) -> Called {
@@ -132,6 +146,9 @@ pub fn join(items: &[Value], separator: &str) -> Called {
             out.push_str(separator);
         }
         out.push_str(&convert::text(item).unwrap_or_default());
+        if out.len() > MOST {
+            return too_large();
+        }
     }
     Ok(Value::string(out))
 }

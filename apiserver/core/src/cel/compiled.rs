@@ -58,7 +58,7 @@ fn node(schema: &Value, decl: Decl) -> Option<Node> {
     let rules: Vec<Rule> = items(schema, "x-kubernetes-validations")
         .iter()
         .filter(|rule| !text(rule, "rule").trim().is_empty())
-        .map(|r| rule(r, &decl))
+        .map(|r| rule(r, schema, &decl))
         .collect();
     let embedded = |child: &Value| child["x-kubernetes-embedded-resource"] == true;
     let mut properties = BTreeMap::new();
@@ -102,7 +102,7 @@ pub fn env(decl: &Decl, optional_old_self: bool) -> Env {
     Env::new([("self", decl.of.clone()), ("oldSelf", old)])
 }
 
-fn rule(rule: &Value, decl: &Decl) -> Rule {
+fn rule(rule: &Value, schema: &Value, decl: &Decl) -> Rule {
     let optional_old_self = flag(rule, "optionalOldSelf");
     let env = env(decl, optional_old_self);
     let source = text(rule, "rule");
@@ -112,7 +112,7 @@ fn rule(rule: &Value, decl: &Decl) -> Rule {
         source: source.trim().to_owned(),
         message: text(rule, "message").trim().to_owned(),
         reason: text(rule, "reason").to_owned(),
-        field_path: field_path(text(rule, "fieldPath")),
+        field_path: field_path(schema, text(rule, "fieldPath")).unwrap_or_default(),
         optional_old_self,
         transition: program.as_ref().is_ok_and(|p| p.expr.mentions("oldSelf")),
         program,
@@ -120,22 +120,33 @@ fn rule(rule: &Value, decl: &Decl) -> Rule {
     }
 }
 
-/// `.a['b c'].d` as paths of fields are written: `a.b c.d`.
-fn field_path(given: &str) -> String {
-    let mut out = String::new();
-    let mut rest = given;
+/// `.a['b c'].d` as errors write it, `a.b c.d`; none when it leads nowhere in the schema.
+pub fn field_path(schema: &Value, given: &str) -> Option<String> {
+    let (mut at, mut out, mut rest) = (schema, String::new(), given.trim());
     while !rest.is_empty() {
-        let (step, tail) = if let Some(quoted) = rest.strip_prefix("['") {
-            quoted.split_once("']").unwrap_or((quoted, ""))
-        } else {
-            let bare = rest.strip_prefix('.').unwrap_or(rest);
-            bare.split_at(bare.find(['.', '[']).unwrap_or(bare.len()))
+        let (step, tail) = match rest.strip_prefix("['") {
+            Some(quoted) => quoted.split_once("']")?,
+            None => {
+                let bare = rest.strip_prefix('.')?;
+                bare.split_at(bare.find(['.', '[']).unwrap_or(bare.len()))
+            }
         };
-        if !out.is_empty() {
-            out.push('.');
+        if step.is_empty() {
+            return None;
         }
-        out.push_str(step);
+        if at["properties"].is_object() {
+            at = at["properties"].get(step)?;
+            if !out.is_empty() {
+                out.push('.');
+            }
+            out.push_str(step);
+        } else if at["additionalProperties"].is_object() {
+            at = &at["additionalProperties"];
+            out.push_str(&format!("[{step}]"));
+        } else {
+            return None;
+        }
         rest = tail;
     }
-    out
+    Some(out)
 }

@@ -1,6 +1,6 @@
 //! Whether the rules of a definition can be accepted: they compile, say a message, and cannot cost too much.
 
-use super::compiled::{env, has_rules};
+use super::compiled::{env, field_path, has_rules};
 use super::schema::{Decl, cardinality, declare};
 use super::{RULE_ESTIMATE, SCHEMA_ESTIMATE};
 use crate::value::{flag, items, text};
@@ -104,7 +104,7 @@ impl Checker<'_> {
         }
         for (i, rule) in items(schema, "x-kubernetes-validations").iter().enumerate() {
             let path = place.path.child("x-kubernetes-validations").index(i);
-            self.rule(rule, place, &path);
+            self.rule(rule, schema, place, &path);
         }
     }
 
@@ -127,10 +127,15 @@ impl Checker<'_> {
         self.observe(path, cost);
     }
 
-    fn rule(&mut self, rule: &Value, place: &Place, path: &Path) {
+    fn rule(&mut self, rule: &Value, schema: &Value, place: &Place, path: &Path) {
         let source = text(rule, "rule");
         if source.trim().is_empty() {
             return;
+        }
+        let given = text(rule, "fieldPath");
+        if field_path(schema, given).is_none() {
+            let detail = "fieldPath must be a valid path";
+            self.errors.push(FieldError::invalid(&path.child("fieldPath"), given, detail));
         }
         let optional = flag(rule, "optionalOldSelf");
         let env = env(&place.decl, optional);
