@@ -57,6 +57,8 @@ struct Document {
     /// Version 3 of the format, or 2.
     third: bool,
     paths: Map<String, Value>,
+    /// What the resource at hand takes: merge keys are known of built-in kinds only. kubectl decides by this how it applies.
+    patch_types: &'static [&'static str],
     used: BTreeSet<TypeId>,
     /// Types of custom resources.
     custom: Map<String, Value>,
@@ -116,7 +118,13 @@ const PATCH_TYPES: [&str; 4] = [
 
 impl Document {
     fn new(third: bool) -> Document {
-        Document { third, paths: Map::new(), used: BTreeSet::new(), custom: Map::new() }
+        Document {
+            third,
+            paths: Map::new(),
+            patch_types: &PATCH_TYPES,
+            used: BTreeSet::new(),
+            custom: Map::new(),
+        }
     }
 
     /// The types of a custom resource: its schema with what every object has, and its list.
@@ -145,6 +153,7 @@ impl Document {
 
     fn resource(&mut self, r: &Resource) {
         self.describe(r);
+        self.patch_types = if r.definition.is_some() { &PATCH_TYPES[..3] } else { &PATCH_TYPES };
         let base = format!("/{}", root(&r.group, &r.version));
         let scope = if r.namespaced { format!("{base}/namespaces/{{namespace}}") } else { base.clone() };
         let collection = format!("{scope}/{}", r.plural);
@@ -310,13 +319,13 @@ impl Document {
         } else {
             out["responses"] = json!({"200": {"description": "OK", "schema": answer}, "401": {"description": "Unauthorized"}});
             out["produces"] = json!(JSON_TYPES);
-            out["consumes"] = if op.method == "patch" { json!(PATCH_TYPES) } else { json!(["*/*"]) };
+            out["consumes"] = if op.method == "patch" { json!(self.patch_types) } else { json!(["*/*"]) };
         }
         if let Some(body) = op.body {
             let schema = self.reference(body);
             let required = op.method != "delete";
             if self.third {
-                let types: &[&str] = if op.method == "patch" { &PATCH_TYPES } else { &["*/*"] };
+                let types: &[&str] = if op.method == "patch" { self.patch_types } else { &["*/*"] };
                 out["requestBody"] = json!({"content": content(types, &schema)});
                 if required {
                     out["requestBody"]["required"] = true.into();

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 mod cells;
+mod cluster;
 mod custom;
 mod pod;
+mod workloads;
 
 const COLUMNS: &str = include_str!("../data/columns.txt");
 
@@ -64,9 +66,12 @@ pub fn table(
     include: Include,
     with_columns: bool,
 ) -> Value {
-    let key = format!("{}/{}", resource.group, resource.plural);
+    // The scale subresource of any resource is a view with columns of its own.
+    let scale = objects.first().is_some_and(|o| text(o, "kind") == "Scale");
+    let key =
+        if scale { "autoscaling/scale".into() } else { format!("{}/{}", resource.group, resource.plural) };
     let columns = TABLE.get(key.as_str());
-    let custom = resource.definition.as_deref().filter(|d| !d.columns.is_empty());
+    let custom = resource.definition.as_deref().filter(|d| !scale && !d.columns.is_empty());
     let definitions: Vec<Value> = match columns {
         _ if custom.is_some() => custom::definitions(custom),
         Some(columns) => columns
@@ -139,4 +144,62 @@ pub(crate) fn or_none(text: &str) -> String {
 
 pub(crate) fn count(object: &Value, path: &str) -> Value {
     json!(int(object, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(group: &str, plural: &str, object: &Value) -> Vec<Value> {
+        let found = keelson_api::RESOURCES.iter().find(|r| r.group == group && r.plural == plural);
+        let now = "2026-01-01T00:10:00Z".parse().unwrap();
+        let got = table(found.unwrap(), &[object], json!({}), now, Include::None, true);
+        got["rows"][0]["cells"].as_array().unwrap().clone()
+    }
+
+    #[test]
+    fn every_row_has_a_cell_for_each_column() {
+        let object = json!({"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"}});
+        for resource in keelson_api::RESOURCES.iter().filter(|r| r.allows("list")) {
+            let got =
+                table(resource, &[&object], json!({}), jiff::Timestamp::UNIX_EPOCH, Include::None, true);
+            let cells = got["rows"][0]["cells"].as_array().unwrap().len();
+            let columns = got["columnDefinitions"].as_array().unwrap().len();
+            // Upstream gives an address an age that has no column.
+            let more = usize::from(resource.plural == "ipaddresses");
+            assert_eq!(cells, columns + more, "{}/{}", resource.group, resource.plural);
+        }
+    }
+
+    #[test]
+    fn workloads_show_how_far_they_are() {
+        let made = json!({"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"});
+        let pods =
+            json!({"spec": {"containers": [{"name": "a", "image": "i:1"}, {"name": "b", "image": "i:2"}]}});
+        let selector = json!({"matchLabels": {"app": "x"}});
+        let job = json!({
+            "metadata": made, "spec": {"completions": 3, "parallelism": 2, "template": pods, "selector": selector},
+            "status": {"succeeded": 1, "startTime": "2026-01-01T00:05:00Z",
+                "conditions": [{"type": "Suspended", "status": "True"}]},
+        });
+        assert_eq!(
+            row("batch", "jobs", &job),
+            ["x", "Suspended", "1/3", "5m", "10m", "a,b", "i:1,i:2", "app=x"].map(Value::from)
+        );
+        let mut ended = job.clone();
+        ended["status"]["completionTime"] = json!("2026-01-01T00:06:00Z");
+        ended["status"]["conditions"] = json!([{"type": "Complete", "status": "True"}]);
+        assert_eq!(row("batch", "jobs", &ended)[1..4], ["Complete", "1/3", "60s"].map(Value::from));
+        let cron = json!({
+            "metadata": made, "spec": {"schedule": "0 3 * * *", "suspend": false, "jobTemplate": {"spec": {"template": pods}}},
+            "status": {"active": [{}], "lastScheduleTime": "2026-01-01T00:08:00Z"},
+        });
+        let wanted = json!(["x", "0 3 * * *", "<none>", "False", 1, "2m", "10m", "a,b", "i:1,i:2", "<none>"]);
+        assert_eq!(json!(row("batch", "cronjobs", &cron)), wanted);
+        let set = json!({"metadata": made, "spec": {"replicas": 2, "template": pods}, "status": {"readyReplicas": 1}});
+        assert_eq!(row("apps", "statefulsets", &set), ["x", "1/2", "10m", "a,b", "i:1,i:2"].map(Value::from));
+        let scale =
+            json!({"kind": "Scale", "metadata": made, "spec": {"replicas": 2}, "status": {"replicas": 1}});
+        assert_eq!(json!(row("apps", "deployments", &scale)), json!(["x", 2, 1, "10m"]));
+    }
 }

@@ -1,6 +1,6 @@
 //! Cells per kind, in the order of the columns. A kind that is not here shows name and age.
 
-use super::{age, containers, count, or_none, pod, since};
+use super::{age, cluster, containers, count, or_none, pod, since, workloads};
 use crate::value::{at, flag, int, items, name, namespace, terminating, text};
 use keelson_api::{LabelSelector, Resource};
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ pub fn of(resource: &Resource, o: &Value, now: jiff::Timestamp) -> Option<Vec<Va
         cells
     };
     Some(match (resource.group.as_str(), resource.plural.as_str()) {
+        _ if text(o, "kind") == "Scale" => workloads::scale(o, now),
         ("", "pods") => pod::cells(o, now),
         ("", "nodes") => node(o, now),
         ("", "services") => service(o, now),
@@ -22,7 +23,16 @@ pub fn of(resource: &Resource, o: &Value, now: jiff::Timestamp) -> Option<Vec<Va
         ("", "serviceaccounts") => aged(vec![]),
         ("", "endpoints") => aged(vec![json!(endpoints(o))]),
         ("", "events") | ("events.k8s.io", "events") => event(o, now),
-        ("", "limitranges") | ("rbac.authorization.k8s.io", "roles" | "clusterroles") => {
+        ("", "podtemplates") => workloads::pod_template(o),
+        ("", "replicationcontrollers") => workloads::replication_controller(o, now),
+        ("apps", "daemonsets") => workloads::daemon_set(o, now),
+        ("apps", "statefulsets") => workloads::stateful_set(o, now),
+        ("batch", "jobs") => workloads::job(o, now),
+        ("batch", "cronjobs") => workloads::cron_job(o, now),
+        ("", "limitranges")
+        | ("rbac.authorization.k8s.io", "roles" | "clusterroles")
+        | ("storage.k8s.io", "csistoragecapacities")
+        | ("apiextensions.k8s.io", "customresourcedefinitions") => {
             vec![json!(name(o)), o["metadata"]["creationTimestamp"].clone()]
         }
         ("", "persistentvolumeclaims") => claim(o, now),
@@ -67,6 +77,30 @@ pub fn of(resource: &Resource, o: &Value, now: jiff::Timestamp) -> Option<Vec<Va
         ("coordination.k8s.io", "leases") => aged(vec![json!(text(o, "spec.holderIdentity"))]),
         ("discovery.k8s.io", "endpointslices") => aged(slice(o)),
         ("certificates.k8s.io", "certificatesigningrequests") => request(o, now),
+        ("admissionregistration.k8s.io", "validatingadmissionpolicies") => {
+            aged(cluster::policy(o, "spec.validations"))
+        }
+        ("admissionregistration.k8s.io", "mutatingadmissionpolicies") => {
+            aged(cluster::policy(o, "spec.mutations"))
+        }
+        (
+            "admissionregistration.k8s.io",
+            "validatingadmissionpolicybindings" | "mutatingadmissionpolicybindings",
+        ) => aged(cluster::policy_binding(o)),
+        ("admissionregistration.k8s.io", _) => aged(vec![json!(items(o, "webhooks").len())]),
+        ("apiregistration.k8s.io", "apiservices") => aged(cluster::api_service(o)),
+        ("networking.k8s.io", "ipaddresses") => aged(cluster::ip_address(o)),
+        ("networking.k8s.io", "servicecidrs") => aged(cluster::service_cidr(o)),
+        ("node.k8s.io", "runtimeclasses") => aged(vec![json!(text(o, "handler"))]),
+        ("storage.k8s.io", "volumeattributesclasses") => aged(vec![json!(text(o, "driverName"))]),
+        ("resource.k8s.io", "resourceclaims") => aged(vec![json!(cluster::claim_state(o))]),
+        ("resource.k8s.io", "resourceslices") => aged(cluster::resource_slice(o)),
+        ("flowcontrol.apiserver.k8s.io", "flowschemas") => {
+            let mut cells = vec![json!(name(o))];
+            cells.extend(cluster::flow_schema(o, age(o, now)));
+            cells
+        }
+        ("flowcontrol.apiserver.k8s.io", "prioritylevelconfigurations") => aged(cluster::priority_level(o)),
         _ => return None,
     })
 }
