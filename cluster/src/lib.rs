@@ -26,6 +26,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use keelson_store_server::prompt_thread;
 
 pub use agent::main as agent_main;
 pub use server::main as server_main;
@@ -46,8 +47,8 @@ fn program<F: Parser, R: Future<Output = Result<()>>>(
             return ExitCode::from(code);
         }
     };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime");
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    let runtime = threads.on_thread_start(prompt_thread).enable_all().build().context("start the runtime");
     match runtime.and_then(|runtime| {
         let ended = runtime.block_on(run(flags));
         // Blocking work that is still going on is not waited for.

@@ -3,6 +3,9 @@
 //! Lease time advances only by the [`Stamp`]s of applied batches, so every member agrees on it, and it stands still
 //! while there is no leader: a lease may live longer than its TTL, never shorter. Keys attached to a lease are in the
 //! backend (`Cf::LeaseKey`), not here.
+//!
+//! A lease lasts [`SLACK`] longer than its TTL. While that much is left, a keep-alive has nothing to change: it is a read
+//! ([`Lessor::kept`]), and only one in so much time goes through the log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +17,9 @@ use crate::error::Error;
 /// Longest TTL etcd grants, in seconds.
 pub const MAX_TTL: i64 = 9_000_000_000;
 
+/// What a lease lasts beyond its TTL, in milliseconds: less than etcd takes to notice that one is over.
+pub const SLACK: u64 = 500;
+
 /// Most leases revoked by one batch; the rest wait for the next, so a mass expiry cannot stall the store.
 pub const EXPIRE_PER_BATCH: usize = 64;
 
@@ -23,6 +29,17 @@ pub struct Lease {
     pub ttl: i64,
     /// In milliseconds of lease time.
     pub expiry: u64,
+}
+
+/// What a keep-alive finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// No such lease.
+    Unknown,
+    /// It lasts its whole TTL (in seconds) from now on already.
+    Lasting { ttl: i64 },
+    /// It must be renewed through the log.
+    Ageing,
 }
 
 /// Lease time: the sum of what leaders' clocks advanced while they led.
@@ -130,6 +147,26 @@ impl Lessor {
         Ok(lease)
     }
 
+    /// Whether a keep-alive asked no later than `stamp`, the leader's clock, has anything to change.
+    ///
+    /// The answer `Lasting` promises what a logged keep-alive would: batches of this leader that end the lease carry
+    /// stamps at least a TTL from now, and later leaders begin at a lease time that is not ahead of this one's.
+    pub fn kept(&self, id: LeaseId, stamp: Stamp) -> Kept {
+        #[cfg(feature = "planted")]
+        if keelson_plant::is(45)
+            && let Some(lease) = self.leases.get(&id)
+        {
+            return Kept::Lasting { ttl: lease.ttl };
+        }
+        match self.leases.get(&id) {
+            None => Kept::Unknown,
+            Some(lease) if lease.expiry >= self.clock.at(stamp).saturating_add(millis(lease.ttl)) => {
+                Kept::Lasting { ttl: lease.ttl }
+            }
+            Some(_) => Kept::Ageing,
+        }
+    }
+
     /// A full TTL from now; `None` for an unknown lease.
     pub(crate) fn keep_alive(&mut self, id: LeaseId) -> Option<Lease> {
         let ttl = self.leases.get(&id)?.ttl;
@@ -152,8 +189,13 @@ impl Lessor {
     }
 
     fn full(&self, ttl: i64) -> u64 {
-        self.clock.now.saturating_add(u64::try_from(ttl).unwrap_or(0).saturating_mul(1000))
+        self.clock.now.saturating_add(millis(ttl)).saturating_add(SLACK)
     }
+}
+
+/// A TTL in milliseconds.
+fn millis(ttl: i64) -> u64 {
+    u64::try_from(ttl).unwrap_or(0).saturating_mul(1000)
 }
 
 #[cfg(test)]
@@ -193,10 +235,26 @@ mod tests {
         lessor.clock.advance(stamp(1, 1999));
         assert!(lessor.expired().is_empty());
         lessor.keep_alive(7).expect("alive");
-        lessor.clock.advance(stamp(1, 3998));
+        lessor.clock.advance(stamp(1, 3998 + SLACK));
         assert!(lessor.expired().is_empty());
-        lessor.clock.advance(stamp(1, 3999));
+        lessor.clock.advance(stamp(1, 3999 + SLACK));
         assert_eq!(lessor.expired(), [7]);
         assert!(lessor.is_consistent());
+    }
+
+    #[test]
+    fn a_keep_alive_soon_after_another_has_nothing_to_change() {
+        let mut lessor = Lessor::default();
+        assert_eq!(lessor.kept(7, stamp(1, 0)), Kept::Unknown);
+        lessor.clock.advance(stamp(1, 1000));
+        lessor.grant(7, 2).expect("granted");
+        assert_eq!(lessor.kept(7, stamp(1, 1000 + SLACK)), Kept::Lasting { ttl: 2 });
+        assert_eq!(lessor.kept(7, stamp(1, 1001 + SLACK)), Kept::Ageing);
+        // The next leader counts from its own start, and so does what is left.
+        assert_eq!(lessor.kept(7, stamp(2, SLACK)), Kept::Lasting { ttl: 2 });
+        assert_eq!(lessor.kept(7, stamp(2, 1 + SLACK)), Kept::Ageing);
+        // What was promised at that moment holds: a whole TTL on, the lease is there.
+        lessor.clock.advance(stamp(1, 1000 + SLACK + 1999));
+        assert!(lessor.expired().is_empty());
     }
 }

@@ -197,7 +197,7 @@ impl State {
         let left = lease.expiry.saturating_sub(self.lessor.clock.at(stamp));
         TimeToLive {
             id,
-            ttl: (left / 1000) as i64,
+            ttl: ((left / 1000) as i64).min(lease.ttl),
             granted_ttl: lease.ttl,
             keys: if keys { lease_keys(read, id) } else { Vec::new() },
         }

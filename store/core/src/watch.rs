@@ -258,16 +258,43 @@ impl WatcherSet {
 
     /// The next live revision. One at or below the position is ignored (it has been offered); a gap is the shell's bug.
     pub fn offer(&mut self, change: &RevisionEvents) -> Vec<WatchResponse> {
-        if change.revision <= self.position {
-            return Vec::new();
-        }
-        assert_eq!(
-            change.revision,
-            self.position + 1,
-            "S15: live changes come without a gap; call lag() after one"
-        );
-        self.position = change.revision;
+        self.offer_all([change])
+    }
+
+    /// Revisions that are there together: each watcher has one answer to all of them.
+    pub fn offer_all<'a>(
+        &mut self,
+        changes: impl IntoIterator<Item = &'a RevisionEvents>,
+    ) -> Vec<WatchResponse> {
         let mut hits: BTreeMap<i64, Vec<WatchEvent>> = BTreeMap::new();
+        let before = self.position;
+        for change in changes.into_iter().skip_while(|change| change.revision <= before) {
+            assert_eq!(
+                change.revision,
+                self.position + 1,
+                "S15: live changes come without a gap; call lag() after one"
+            );
+            self.position = change.revision;
+            self.hit(change, &mut hits);
+        }
+        let mut out = Vec::new();
+        if self.position == before {
+            return out;
+        }
+        for (id, events) in hits {
+            #[cfg(feature = "planted")]
+            if keelson_plant::is(19) {
+                events.into_iter().for_each(|event| self.respond(id, vec![event], &mut out));
+                continue;
+            }
+            self.respond(id, events, &mut out);
+        }
+        self.answer_progress(&mut out);
+        out
+    }
+
+    /// Who sees what of a change.
+    fn hit(&self, change: &RevisionEvents, hits: &mut BTreeMap<i64, Vec<WatchEvent>>) {
         for event in &change.events {
             let points = self.points.get(&event.kv.key).into_iter().flatten();
             let spans = self.spans.iter().filter(|id| {
@@ -281,17 +308,6 @@ impl WatcherSet {
                 }
             }
         }
-        let mut out = Vec::new();
-        for (id, events) in hits {
-            #[cfg(feature = "planted")]
-            if keelson_plant::is(19) {
-                events.into_iter().for_each(|event| self.respond(id, vec![event], &mut out));
-                continue;
-            }
-            self.respond(id, events, &mut out);
-        }
-        self.answer_progress(&mut out);
-        out
     }
 
     /// The live feed was lost and goes on after `revision`: all watchers continue from history.
@@ -438,7 +454,7 @@ impl WatcherSet {
 }
 
 /// About the bytes an event takes on the wire.
-fn weight(event: &WatchEvent) -> usize {
+pub fn weight(event: &WatchEvent) -> usize {
     let kv = |kv: &KeyValue| kv.key.len() + kv.value.len() + 32;
     kv(&event.kv) + event.prev_kv.as_ref().map_or(0, kv)
 }

@@ -1,7 +1,7 @@
 //! What the other tests do not reach: alarms, members, mass expiry, fragments, progress, a batch's own view.
 
 use bytes::Bytes;
-use keelson_store_core::lease::EXPIRE_PER_BATCH;
+use keelson_store_core::lease::{EXPIRE_PER_BATCH, SLACK};
 use keelson_store_core::watch::{NO_WATCHER, WatchCreate, WatcherSet};
 use keelson_store_core::{
     AlarmType, Batch, Command, DeleteRangeRequest, Effects, Error, Member, MemoryBackend, PutRequest,
@@ -101,9 +101,10 @@ fn many_leases_expire_over_several_batches_soonest_first() {
 fn a_keep_alive_in_the_batch_of_the_deadline_wins() {
     let mut store = Store::default();
     store.run(Command::LeaseGrant { id: 7, ttl: 2 }).expect("granted");
-    let effects = store.batch(2_000, vec![Command::LeaseKeepAlive { id: 7 }]);
+    let deadline = 2_000 + SLACK;
+    let effects = store.batch(deadline, vec![Command::LeaseKeepAlive { id: 7 }]);
     assert_eq!(effects.expired, [] as [i64; 0]);
-    assert_eq!(store.batch(4_000, Vec::new()).expired, [7]);
+    assert_eq!(store.batch(2 * deadline, Vec::new()).expired, [7]);
 }
 
 #[test]
@@ -162,6 +163,29 @@ fn only_a_large_revision_is_fragmented_and_the_last_part_says_so() {
     let flags: Vec<bool> = of(0).map(|part| part.fragment).collect();
     assert!(flags.len() > 1);
     assert_eq!(flags.iter().position(|more| !more), Some(flags.len() - 1));
+}
+
+#[test]
+fn revisions_that_are_there_together_are_one_answer_for_each_watcher() {
+    let mut store = Store::default();
+    let mut set = WatcherSet::new(1, 1000);
+    set.create(everything(), 1);
+    set.create(WatchCreate { key: Bytes::from_static(b"b"), ..WatchCreate::default() }, 1);
+    set.create(WatchCreate { key: Bytes::from_static(b"c"), start_revision: 4, ..WatchCreate::default() }, 1);
+    let keys = ["a", "b", "c", "b", "c"];
+    let changes: Vec<_> = keys.iter().flat_map(|key| change(&mut store, vec![put(key, 0)])).collect();
+    assert_eq!(set.offer(&changes[0]).len(), 1);
+    // The first of them has been offered already.
+    let answers = set.offer_all(&changes);
+    let seen = |id: i64| -> Vec<i64> {
+        let of = answers.iter().filter(|answer| answer.watch_id == id);
+        of.flat_map(|answer| answer.events.iter().map(|event| event.kv.mod_revision)).collect()
+    };
+    assert_eq!((seen(0), seen(1), seen(2)), (vec![3, 4, 5, 6], vec![3, 5], vec![4, 6]));
+    assert_eq!(answers.len(), 3);
+    assert!(answers.iter().all(|answer| answer.revision == 6), "as of the last of them");
+    assert_eq!(set.position(), 6);
+    assert_eq!(set.offer_all(&changes), [], "nothing twice");
 }
 
 #[test]

@@ -98,6 +98,8 @@ struct Stream {
     pending: VecDeque<Piece>,
     /// In `waiting`.
     queued: bool,
+    /// Its answer has begun.
+    begun: bool,
 }
 
 /// What our header blocks may put into the client's table.
@@ -447,6 +449,7 @@ impl Connection {
             send: self.peer_window,
             pending: VecDeque::new(),
             queued: false,
+            begun: false,
         };
         self.streams.insert(id, stream);
         events.push(Event::Request { stream: id, head, end });
@@ -460,9 +463,10 @@ impl Connection {
         if head.stream == 0 || head.stream > self.last {
             return self.fatal(Code::Protocol, "a reset of a call that was never opened");
         }
-        if self.streams.remove(&head.stream).is_some() {
+        if let Some(stream) = self.streams.remove(&head.stream) {
             events.push(Event::Reset { stream: head.stream });
-            self.resets += 1;
+            // A stream that is being answered ends so when the client has had enough.
+            self.resets += u64::from(!stream.begun);
             if self.resets > RESETS + self.answered {
                 return self.fatal(Code::EnhanceYourCalm, "too many calls are given up at once");
             }
@@ -630,9 +634,8 @@ impl Connection {
         fields: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
         end: bool,
     ) {
-        if !self.is_open(stream) {
-            return;
-        }
+        let Some(open) = self.streams.get_mut(&stream) else { return };
+        open.begun = true;
         let flags = if end { FLAG_END_STREAM } else { 0 };
         self.put_block(stream, flags, |table, out| {
             hpack::put_status(out, status);

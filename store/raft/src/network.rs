@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::{Backend, Chunks};
 use crate::machine::SnapshotData;
+use crate::reads::Seen;
 use crate::types::{Applied, CommittedLeaderId, Node, SnapshotMeta, TypeConfig, Vote};
 
 /// What one member asks another.
@@ -36,7 +37,7 @@ pub enum Request<R: AsyncRuntime> {
     TransferLeader(TransferLeaderRequest<TypeConfig<R>>),
     /// Commands a follower took; they join the leader's next batch.
     Forward(Vec<Command>),
-    /// The index a linearizable read must wait for.
+    /// What a linearizable read must wait for.
     ReadIndex,
     /// A membership change a follower was asked for.
     Change(MemberChange),
@@ -55,7 +56,7 @@ pub enum Reply<R: AsyncRuntime> {
     /// To `Forward`.
     Forward(Result<Applied, Error>),
     /// To `ReadIndex`.
-    ReadIndex(Result<u64, Error>),
+    ReadIndex(Result<Seen, Error>),
     /// To `Change`.
     Change(Result<(), Error>),
     /// The member cannot serve any request: it is stopping or its storage failed.

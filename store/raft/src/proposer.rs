@@ -105,6 +105,21 @@ impl Proposer {
         true
     }
 
+    /// The same for commands that stay together; gives them back when there is no room.
+    ///
+    /// # Errors
+    /// No room.
+    pub fn submit_all(
+        &self,
+        commands: Vec<Command>,
+        done: impl FnOnce(Result<Applied, Error>) + Send + 'static,
+    ) -> Result<(), Vec<Command>> {
+        let Ok(place) = self.jobs.try_reserve() else { return Err(commands) };
+        let deadline = Instant::now() + self.timeout;
+        place.send(Job { commands, waiter: Waiter::Callback(Box::new(done)), deadline });
+        Ok(())
+    }
+
     /// One command.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! Read index: the log position a linearizable read must wait for, asked once for all reads that wait.
+//! Read index: the log position a linearizable read must wait for, and the leader's clock, asked once for all reads
+//! that wait.
 //!
 //! Reads that arrive while a round is under way wait for the next one: a round begun before a read may miss a write that
 //! was acknowledged before the read.
@@ -6,10 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keelson_store_core::Error;
+use keelson_store_core::{Error, Stamp};
 use openraft::AsyncRuntime;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -22,6 +24,15 @@ const QUEUE: usize = 4096;
 /// Pause before asking again after a failed round.
 const AGAIN: Duration = Duration::from_millis(20);
 
+/// What a round of asking gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// What must be applied here before a read.
+    pub index: u64,
+    /// The leader's clock after the round began; `None` when it leads no more.
+    pub stamp: Option<Stamp>,
+}
+
 pub(crate) struct Waiter {
     told: Told,
     deadline: Instant,
@@ -30,9 +41,9 @@ pub(crate) struct Waiter {
 /// Who is told.
 enum Told {
     /// Of the index.
-    Task(oneshot::Sender<Result<u64, Error>>),
+    Task(oneshot::Sender<Result<Seen, Error>>),
     /// Once the index is applied here; must not block.
-    Callback(Box<dyn FnOnce(Result<(), Error>) + Send>),
+    Callback(Box<dyn FnOnce(Result<Seen, Error>) + Send>),
 }
 
 /// The entrance of the queue.
@@ -52,7 +63,7 @@ impl Reads {
     ///
     /// # Errors
     /// No leader, timeout, stopped.
-    pub async fn index(&self) -> Result<u64, Error> {
+    pub async fn index(&self) -> Result<Seen, Error> {
         let (answer, receiver) = oneshot::channel();
         let deadline = Instant::now() + self.timeout;
         let waiting = async {
@@ -65,7 +76,7 @@ impl Reads {
 
     /// Queues a read without waiting: `done` is called once a read here sees everything acknowledged before this call.
     /// Answers whether there was room; without room nothing was queued.
-    pub fn submit(&self, done: impl FnOnce(Result<(), Error>) + Send + 'static) -> bool {
+    pub fn submit(&self, done: impl FnOnce(Result<Seen, Error>) + Send + 'static) -> bool {
         let Ok(place) = self.waiters.try_reserve() else { return false };
         place.send(Waiter { told: Told::Callback(Box::new(done)), deadline: Instant::now() + self.timeout });
         true
@@ -85,30 +96,31 @@ where
             round.push(waiter);
         }
         let Some(deadline) = round.iter().map(|waiter| waiter.deadline).max() else { continue };
-        let index = ask(&replica, deadline).await;
+        let seen = ask(&replica, deadline).await;
         let mut callbacks = Vec::new();
         for waiter in round {
             match waiter.told {
                 // A reader that gave up needs no answer.
-                Told::Task(answer) => drop(answer.send(index)),
+                Told::Task(answer) => drop(answer.send(seen)),
                 Told::Callback(callback) => callbacks.push(callback),
             }
         }
-        match index {
-            Ok(index) if replica.shared.applied() < index && !callbacks.is_empty() => {
+        match seen {
+            Ok(seen) if replica.shared.applied() < seen.index && !callbacks.is_empty() => {
                 let replica = replica.clone();
                 drop(R::spawn(async move {
-                    let applied = tokio::time::timeout_at(deadline, replica.shared.wait_applied(index)).await;
+                    let applied = replica.shared.wait_applied(seen.index);
+                    let applied = tokio::time::timeout_at(deadline, applied).await;
                     let applied = applied.unwrap_or(Err(Error::TimeoutWaitAppliedIndex));
-                    callbacks.into_iter().for_each(|callback| callback(applied));
+                    callbacks.into_iter().for_each(|callback| callback(applied.map(|()| seen)));
                 }));
             }
-            index => callbacks.into_iter().for_each(|callback| callback(index.map(|_| ()))),
+            seen => callbacks.into_iter().for_each(|callback| callback(seen)),
         }
     }
 }
 
-async fn ask<R, B, T>(replica: &Replica<R, B, T>, deadline: Instant) -> Result<u64, Error>
+async fn ask<R, B, T>(replica: &Replica<R, B, T>, deadline: Instant) -> Result<Seen, Error>
 where
     R: AsyncRuntime,
     B: Backend,
@@ -118,16 +130,16 @@ where
         let left = deadline.saturating_duration_since(Instant::now());
         if replica.is_leader() {
             match tokio::time::timeout(left, here(replica)).await {
-                Ok(Ok(index)) => return Ok(index),
+                Ok(Ok(seen)) => return Ok(seen),
                 Ok(Err(Error::Stopped)) => return Err(Error::Stopped),
                 Ok(Err(_)) => {}
                 Err(_) => return Err(Error::Timeout),
             }
         } else if let Some((leader, node)) = replica.leader()
-            && let Ok(Reply::ReadIndex(Ok(index))) =
+            && let Ok(Reply::ReadIndex(Ok(seen))) =
                 replica.transport.call(leader, &node, Request::ReadIndex, left.min(replica.patience())).await
         {
-            return Ok(index);
+            return Ok(seen);
         }
         if Instant::now() + AGAIN >= deadline {
             return Err(Error::Timeout);
@@ -140,7 +152,7 @@ where
 ///
 /// # Errors
 /// Not (or no longer surely) the leader; stopped.
-pub(crate) async fn here<R, B, T>(replica: &Replica<R, B, T>) -> Result<u64, Error>
+pub(crate) async fn here<R, B, T>(replica: &Replica<R, B, T>) -> Result<Seen, Error>
 where
     R: AsyncRuntime,
     B: Backend,
@@ -148,10 +160,10 @@ where
 {
     #[cfg(feature = "planted")]
     if keelson_plant::is(8) {
-        return Ok(replica.committed());
+        return Ok(Seen { index: replica.committed(), stamp: replica.stamp() });
     }
     match replica.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
-        Ok((read, _)) => Ok(read.index()),
+        Ok((read, _)) => Ok(Seen { index: read.index(), stamp: replica.stamp() }),
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => Err(Error::NotLeader),
         Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(Error::NoLeader),
         Err(RaftError::Fatal(_)) => Err(Error::Stopped),

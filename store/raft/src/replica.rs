@@ -219,10 +219,15 @@ where
 
     /// Lease time now, if we lead: milliseconds since we took office in this term.
     pub fn stamp(&self) -> Option<Stamp> {
-        if !self.is_leader() || !self.has_quorum() {
+        // State and term at one moment: another leader's term is not ours to count in.
+        let (leads, term) = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.state == ServerState::Leader, metrics.vote.leader_id.term)
+        };
+        if !leads || !self.has_quorum() {
             return None;
         }
-        let term = self.term();
         let now = Instant::now();
         let mut office = self.office.lock().expect("no panic while locked");
         let since = match *office {
@@ -297,7 +302,7 @@ where
     /// # Errors
     /// No leader, timeout, stopped.
     pub async fn read_index(&self) -> Result<(), Error> {
-        let index = self.reads.index().await?;
+        let index = self.reads.index().await?.index;
         let applied = self.shared.wait_applied(index);
         tokio::time::timeout(self.request_timeout, applied)
             .await

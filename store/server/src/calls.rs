@@ -1,8 +1,10 @@
 //! The small calls a connection answers itself: no task, no timer, no boxed future.
 //!
 //! They follow the same steps as `handle`'s `Etcd`; whatever is not the plain case (authentication is on, the member has
-//! just started, a snapshot is being installed, a queue is full, the range is more than one key) is passed on to it.
+//! just started, a snapshot is being installed, a queue is full, a range wants to be sorted or filtered) is passed on to it.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -10,6 +12,7 @@ use keelson_store_core::{self as core, AlarmType, Command, Error, Response, chec
 use keelson_store_proto::etcdserverpb as pb;
 use prost::Message;
 use tonic::Status;
+use tonic::body::Body;
 
 use crate::convert::{self, status};
 use crate::door::Answer;
@@ -50,6 +53,8 @@ pub(crate) enum Reply {
     Put(pb::PutResponse),
     Txn(pb::TxnResponse),
     DeleteRange(pb::DeleteRangeResponse),
+    /// Messages of a conversation, framed.
+    Framed(Bytes),
 }
 
 impl Reply {
@@ -59,6 +64,7 @@ impl Reply {
             Reply::Put(r) => r.encoded_len(),
             Reply::Txn(r) => r.encoded_len(),
             Reply::DeleteRange(r) => r.encoded_len(),
+            Reply::Framed(messages) => messages.len(),
         }
     }
 
@@ -68,6 +74,10 @@ impl Reply {
             Reply::Put(r) => r.encode(out),
             Reply::Txn(r) => r.encode(out),
             Reply::DeleteRange(r) => r.encode(out),
+            Reply::Framed(messages) => {
+                out.extend_from_slice(messages);
+                Ok(())
+            }
         };
         encoded.expect("a growing buffer has room");
     }
@@ -79,6 +89,8 @@ pub(crate) enum Outcome {
     Now(Result<Reply, Status>),
     /// The answer will be given.
     Later,
+    /// The answer is a long one: a task makes and sends it.
+    Long(Pin<Box<dyn Future<Output = http::Response<Body>> + Send>>),
     /// It is not a small one after all.
     Pass,
 }
@@ -99,9 +111,35 @@ pub(crate) trait Calls {
     fn call(&self, _: Method, _: Bytes, _: Answer) -> Outcome {
         Outcome::Pass
     }
+
+    /// Whether requests to this path may be conversations.
+    fn converses(&self, _: &[u8]) -> bool {
+        false
+    }
+
+    /// Begins a conversation; `None` when the request is to be served as an ordinary one.
+    fn converse(&self, _: &http::Request<()>) -> Option<Conversation> {
+        None
+    }
 }
 
-fn malformed(error: &prost::DecodeError) -> Outcome {
+/// A stream on which the client sends small messages and each gets one answer, in order.
+pub(crate) struct Conversation {
+    pub partner: Arc<dyn Partner>,
+    /// Resolves with the reason when the stream must end for a reason of its own.
+    pub until: Option<Pin<Box<dyn Future<Output = Status> + Send>>>,
+}
+
+/// Who answers in a conversation.
+pub(crate) trait Partner: Send + Sync {
+    /// Answers these messages with as many, framed. Not asked again before the answer is given.
+    fn ask(self: Arc<Self>, messages: Vec<Bytes>, answer: Answer) -> Outcome;
+
+    /// The stream is over with this code. Otherwise the client gave it up.
+    fn end(&self, code: tonic::Code);
+}
+
+pub(crate) fn malformed(error: &prost::DecodeError) -> Outcome {
     Outcome::Now(Err(Status::internal(error.to_string())))
 }
 
@@ -142,13 +180,16 @@ impl Handle {
     }
 
     fn small_range(&self, request: pb::RangeRequest, answer: Answer) -> Outcome {
-        if !request.range_end.is_empty() {
-            return Outcome::Pass;
-        }
         let serializable = request.serializable;
         let request = convert::range(request);
         if let Err(error) = check::range(&request) {
             return Outcome::Now(Err(status(error)));
+        }
+        if !request.range_end.is_empty() {
+            if self.guarded() || self.learner() || core::range_stream::check(&request).is_err() {
+                return Outcome::Pass;
+            }
+            return Outcome::Long(Box::pin(self.clone().long_range(request, serializable)));
         }
         if serializable {
             if !self.is_recovered() {
@@ -165,10 +206,10 @@ impl Handle {
         let handle = self.clone();
         let room = self.replica().reads.submit(move |seen| match seen {
             Err(error) => answer.give(Err(status(error))),
-            Ok(()) => answer.make(move || {
+            Ok(_) => answer.make(move |_| {
                 let read = handle.read_one_key(&request);
                 // The way has changed since the call came; the client tries again.
-                read.unwrap_or_else(|NotPlain| Err(status(Error::LeaderChanged)))
+                Outcome::Now(read.unwrap_or_else(|NotPlain| Err(status(Error::LeaderChanged))))
             }),
         });
         if room { Outcome::Later } else { Outcome::Pass }

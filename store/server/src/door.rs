@@ -2,8 +2,9 @@
 //!
 //! A unary call that [`Calls`] takes costs no task and no timer of its own: its answer is appended to the connection's
 //! output, at once or when a batch or a read index completes, and everything that became ready meanwhile leaves in one
-//! write. Any other request becomes an ordinary `http::Request` served by a task of its own, whose answer's data is
-//! bounded by credit: at most [`CREDIT`] bytes a call wait here for the client.
+//! write. A conversation (`calls::Conversation`) is a stream of such calls. Any other request becomes an ordinary
+//! `http::Request` served by a task of its own, whose answer's data is bounded by credit: at most [`CREDIT`] bytes a call
+//! wait here for the client.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -24,7 +25,7 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::auth::ClientName;
-use crate::calls::{Method, Outcome, Reply};
+use crate::calls::{Conversation, Method, Outcome, Partner, Reply};
 use crate::listen::{LINGER, Limits, RequestBody, Serve};
 
 /// Data of one answer that waits for the client, bytes.
@@ -39,18 +40,24 @@ const PIECE: usize = 64 * 1024;
 const KEEP: usize = 64 * 1024;
 /// Orders handled before the socket is looked at again.
 const ORDERS: usize = 1024;
+/// Messages of a conversation asked at a time.
+const MESSAGES: usize = 256;
 /// Stands for no keep-alive at all: nobody waits that long.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 const OF_A_CONNECTION: [HeaderName; 3] =
     [http::header::CONNECTION, http::header::TRANSFER_ENCODING, http::header::UPGRADE];
 
+type Make = Box<dyn FnOnce(Answer) -> Outcome + Send>;
+
 /// What tasks and callbacks want of the connection.
 enum Order {
     /// The answer of a small call.
     Answer(u32, Result<Reply, Status>),
     /// The answer of a small call, made here.
-    Make(u32, Box<dyn FnOnce() -> Result<Reply, Status> + Send>),
+    Make(u32, Make),
+    /// A conversation ends for a reason of its own.
+    Fail(u32, Status),
     /// A request's data was used.
     Consumed(u32, usize),
     /// The head of an answer; whether it is all of it.
@@ -63,6 +70,7 @@ enum Order {
 }
 
 /// The way back for the answer of one small call.
+#[derive(Clone)]
 pub(crate) struct Answer {
     orders: mpsc::UnboundedSender<Order>,
     stream: u32,
@@ -76,7 +84,7 @@ impl Answer {
     }
 
     /// Lets the connection's task make the answer.
-    pub fn make(self, make: impl FnOnce() -> Result<Reply, Status> + Send + 'static) {
+    pub fn make(self, make: impl FnOnce(Answer) -> Outcome + Send + 'static) {
         // The connection may be gone.
         let _ = self.orders.send(Order::Make(self.stream, Box::new(make)));
     }
@@ -88,8 +96,52 @@ enum Call {
     Gathering { head: Arc<Head>, method: Method, message: BytesMut, first: Bytes },
     /// A small call that waits for its answer.
     Waiting,
+    /// Small calls on one stream.
+    Talking(Talk),
     /// A request that a task serves.
     Served { body: Option<mpsc::UnboundedSender<Bytes>>, credit: Arc<Semaphore>, _task: Task },
+}
+
+/// A conversation under way.
+struct Talk {
+    partner: Arc<dyn Partner>,
+    /// What the client has said and was not asked yet.
+    input: BytesMut,
+    /// The client says no more.
+    ended: bool,
+    /// An answer is awaited, so long.
+    busy: Option<Instant>,
+    /// Answers on their way to the client, bytes.
+    owed: usize,
+    _until: Option<Task>,
+}
+
+impl Talk {
+    /// Whole messages, a bounded number of them, and what they take of the client's window; the refusal of one that
+    /// cannot be.
+    fn take(&mut self, largest: usize) -> Result<(Vec<Bytes>, usize), Status> {
+        let mut messages = Vec::new();
+        let mut taken = 0;
+        while messages.len() < MESSAGES
+            && let Some(prefix) = self.input.get(..5)
+        {
+            let length = u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+            if prefix[0] != 0 {
+                return Err(Status::unimplemented("this server takes no compressed messages"));
+            }
+            if length > largest {
+                return Err(crate::service::larger_than(length, largest));
+            }
+            if self.input.len() < 5 + length {
+                break;
+            }
+            let mut message = self.input.split_to(5 + length);
+            message.advance(5);
+            messages.push(message.freeze());
+            taken += 5 + length;
+        }
+        Ok((messages, taken))
+    }
 }
 
 /// A task that ends when its call does.
@@ -161,10 +213,20 @@ pub(crate) async fn serve<S: Serve>(
             door.order(order);
         }
         door.connection.pump(OUTPUT);
+        let mut talked = false;
         for (stream, bytes) in door.connection.take_sent() {
-            if let Some(Call::Served { credit, .. }) = door.calls.get(&stream) {
-                credit.add_permits(bytes);
+            match door.calls.get_mut(&stream) {
+                Some(Call::Served { credit, .. }) => credit.add_permits(bytes),
+                Some(Call::Talking(talk)) => {
+                    talk.owed -= bytes;
+                    door.talk(stream);
+                    talked = true;
+                }
+                _ => {}
             }
+        }
+        if talked {
+            door.connection.pump(OUTPUT);
         }
         let idle = door.connection.is_idle() && door.connection.out.is_empty();
         if idle && (stopping.is_some() || door.connection.is_leaving()) {
@@ -236,7 +298,11 @@ impl<S: Serve> Door<S> {
             match event {
                 Event::Request { stream, head, end } => self.request(stream, head, end),
                 Event::Data { stream, data, end } => self.data(stream, data, end),
-                Event::Reset { stream } => drop(self.calls.remove(&stream)),
+                Event::Reset { stream } => {
+                    if let Some(Call::Talking(talk)) = self.calls.remove(&stream) {
+                        self.connection.consumed(stream, talk.input.len());
+                    }
+                }
             }
         }
         if let Err(error) = received {
@@ -257,9 +323,99 @@ impl<S: Serve> Door<S> {
             Some(method) => {
                 Some(Call::Gathering { head, method, message: BytesMut::new(), first: Bytes::new() })
             }
-            None => self.pass_on(stream, &head).map(|call| if end { ended(call) } else { call }),
+            None => {
+                let talks = self.service.converses(&head.path) && plain_stream(&head);
+                let talk = if talks { self.converse(stream, &head, end) } else { None };
+                let served = || self.pass_on(stream, &head).map(|call| if end { ended(call) } else { call });
+                talk.or_else(served)
+            }
         };
+        let talks = matches!(call, Some(Call::Talking(_)));
         self.calls.extend(call.map(|call| (stream, call)));
+        if talks && end {
+            self.talk(stream);
+        }
+    }
+
+    /// Begins a conversation, if the service wants one.
+    fn converse(&mut self, stream: u32, head: &Head, end: bool) -> Option<Call> {
+        let mut request = request(head, ())?;
+        if let Some(client) = &self.client {
+            request.extensions_mut().insert(client.clone());
+        }
+        let Conversation { partner, until } = self.service.converse(&request)?;
+        let until = until.map(|until| {
+            let orders = self.orders.clone();
+            let task = tokio::spawn(async move {
+                // The connection may be gone.
+                let _ = orders.send(Order::Fail(stream, until.await));
+            });
+            Task(task.abort_handle())
+        });
+        let kind = [("content-type".as_bytes(), "application/grpc".as_bytes())];
+        self.connection.head(stream, 200, kind, false);
+        let input = BytesMut::new();
+        Some(Call::Talking(Talk { partner, input, ended: end, busy: None, owed: 0, _until: until }))
+    }
+
+    /// Goes on with a conversation: asks what the client has said meanwhile, once its last answer is on its way.
+    fn talk(&mut self, stream: u32) {
+        let Some(Call::Talking(talk)) = self.calls.get_mut(&stream) else { return };
+        if talk.busy.is_some() || talk.owed > 0 {
+            return;
+        }
+        let (messages, taken) = match talk.take(self.service.largest()) {
+            Ok(found) => found,
+            Err(status) => return self.hang_up(stream, &status),
+        };
+        if messages.is_empty() {
+            if talk.ended {
+                let status = match talk.input.is_empty() {
+                    true => Status::ok(""),
+                    false => Status::internal("the stream ends within a message"),
+                };
+                self.hang_up(stream, &status);
+            }
+            return;
+        }
+        let at = Instant::now() + self.patience;
+        talk.busy = Some(at);
+        let partner = talk.partner.clone();
+        self.connection.consumed(stream, taken);
+        let answer = Answer { orders: self.orders.clone(), stream };
+        match partner.ask(messages, answer) {
+            Outcome::Now(answer) => self.told(stream, answer),
+            Outcome::Later | Outcome::Long(_) | Outcome::Pass => self.deadlines.push_back((at, stream)),
+        }
+    }
+
+    /// An answer of a conversation.
+    fn told(&mut self, stream: u32, answer: Result<Reply, Status>) {
+        let Some(Call::Talking(talk)) = self.calls.get_mut(&stream) else { return };
+        if talk.busy.take().is_none() {
+            return;
+        }
+        match answer {
+            Ok(reply) => {
+                let mut framed = BytesMut::with_capacity(reply.encoded_len());
+                reply.encode(&mut framed);
+                talk.owed += framed.len();
+                self.connection.data(stream, framed.freeze());
+            }
+            Err(status) => self.hang_up(stream, &status),
+        }
+    }
+
+    /// Ends a conversation.
+    fn hang_up(&mut self, stream: u32, status: &Status) {
+        let Some(Call::Talking(talk)) = self.calls.remove(&stream) else { return };
+        talk.partner.end(status.code());
+        self.connection.consumed(stream, talk.input.len());
+        let mut fields = HeaderMap::new();
+        if status.add_header(&mut fields).is_err() {
+            fields.insert("grpc-status", HeaderValue::from_static("13"));
+        }
+        self.connection.trailers(stream, copied(&fields));
     }
 
     fn data(&mut self, stream: u32, data: Bytes, end: bool) {
@@ -283,13 +439,20 @@ impl<S: Serve> Door<S> {
                     && let Some(body) = body
                 {
                     // The task may have lost interest.
-                    let _ = body.send(data);
+                    if body.send(data).is_err() {
+                        self.connection.consumed(stream, length);
+                    }
                 } else if length > 0 {
                     self.connection.consumed(stream, length);
                 }
                 if end {
                     *body = None;
                 }
+            }
+            Some(Call::Talking(talk)) => {
+                talk.input.extend_from_slice(&data);
+                talk.ended |= end;
+                self.talk(stream);
             }
             Some(Call::Waiting) | None => self.connection.consumed(stream, length),
         }
@@ -310,6 +473,11 @@ impl<S: Serve> Door<S> {
                     self.deadlines.push_back((Instant::now() + self.patience, stream));
                     return;
                 }
+                Outcome::Long(response) => {
+                    let call = self.serve(stream, None, response);
+                    self.calls.insert(stream, call);
+                    return;
+                }
                 Outcome::Pass => {}
             }
         }
@@ -325,23 +493,33 @@ impl<S: Serve> Door<S> {
     fn pass_on(&mut self, stream: u32, head: &Head) -> Option<Call> {
         let (body, parts) = mpsc::unbounded_channel();
         let incoming = Incoming { parts, orders: self.orders.clone(), stream };
-        let Some(mut request) = request(head, incoming) else {
+        let Some(mut request) = request(head, RequestBody::Http2(incoming)) else {
             self.connection.reset(stream, Code::Protocol);
             return None;
         };
         if let Some(client) = &self.client {
             request.extensions_mut().insert(client.clone());
         }
+        let service = self.service.clone();
+        Some(self.serve(stream, Some(body), async move { service.serve(request).await }))
+    }
+
+    /// Has a task make and send an answer.
+    fn serve(
+        &self,
+        stream: u32,
+        body: Option<mpsc::UnboundedSender<Bytes>>,
+        response: impl Future<Output = Response<Body>> + Send + 'static,
+    ) -> Call {
         let credit = Arc::new(Semaphore::new(CREDIT));
-        let (service, orders, left) = (self.service.clone(), self.orders.clone(), credit.clone());
+        let (orders, left) = (self.orders.clone(), credit.clone());
         let task = tokio::spawn(async move {
-            let response = service.serve(request).await;
-            if send(stream, response, &orders, &left).await.is_none() {
+            if send(stream, response.await, &orders, &left).await.is_none() {
                 // The connection may be gone.
                 let _ = orders.send(Order::Broken(stream));
             }
         });
-        Some(Call::Served { body: Some(body), credit, _task: Task(task.abort_handle()) })
+        Call::Served { body, credit, _task: Task(task.abort_handle()) }
     }
 
     fn answer(&mut self, stream: u32, answer: Result<Reply, Status>) {
@@ -366,16 +544,21 @@ impl<S: Serve> Door<S> {
 
     fn order(&mut self, order: Order) {
         match order {
-            Order::Answer(stream, answer) => {
-                if self.waited(stream) {
-                    self.answer(stream, answer);
-                }
-            }
+            Order::Answer(stream, answer) => self.given(stream, answer),
             Order::Make(stream, make) => {
-                if self.waited(stream) {
-                    self.answer(stream, make());
+                let waits = match self.calls.get(&stream) {
+                    Some(Call::Waiting) => true,
+                    Some(Call::Talking(talk)) => talk.busy.is_some(),
+                    _ => false,
+                };
+                if waits {
+                    let answer = Answer { orders: self.orders.clone(), stream };
+                    if let Outcome::Now(answer) = make(answer) {
+                        self.given(stream, answer);
+                    }
                 }
             }
+            Order::Fail(stream, status) => self.hang_up(stream, &status),
             Order::Consumed(stream, bytes) => self.connection.consumed(stream, bytes),
             Order::Head(stream, parts, end) => {
                 // Fields of a connection have no place in HTTP/2.
@@ -388,11 +571,7 @@ impl<S: Serve> Door<S> {
             }
             Order::Data(stream, data) => self.connection.data(stream, data),
             Order::Trailers(stream, trailers) => {
-                let copy = |text: &[u8]| Bytes::copy_from_slice(text);
-                let fields = trailers.iter();
-                let fields =
-                    fields.map(|(name, value)| (copy(name.as_str().as_bytes()), copy(value.as_bytes())));
-                self.connection.trailers(stream, fields.collect());
+                self.connection.trailers(stream, copied(&trailers));
                 self.calls.remove(&stream);
             }
             Order::End(stream) => {
@@ -406,22 +585,36 @@ impl<S: Serve> Door<S> {
         }
     }
 
-    /// Takes a small call off the list; whether it still waits.
-    fn waited(&mut self, stream: u32) -> bool {
-        matches!(self.calls.get(&stream), Some(Call::Waiting)) && self.calls.remove(&stream).is_some()
+    /// The answer of a small call that may still wait for it.
+    fn given(&mut self, stream: u32, answer: Result<Reply, Status>) {
+        match self.calls.get(&stream) {
+            Some(Call::Waiting) => {
+                self.calls.remove(&stream);
+                self.answer(stream, answer);
+            }
+            Some(Call::Talking(_)) => self.told(stream, answer),
+            _ => {}
+        }
     }
 
     /// Answers small calls whose time is over.
     fn expire(&mut self, now: Instant) {
         while let Some((at, stream)) = self.deadlines.front().copied() {
-            let waits = matches!(self.calls.get(&stream), Some(Call::Waiting));
+            let (waits, talks) = match self.calls.get(&stream) {
+                Some(Call::Waiting) => (true, false),
+                Some(Call::Talking(talk)) => (talk.busy == Some(at), true),
+                _ => (false, false),
+            };
             if waits && at > now {
                 return;
             }
             self.deadlines.pop_front();
-            if waits {
+            let late = crate::convert::status(keelson_store_core::Error::Timeout);
+            if waits && talks {
+                self.hang_up(stream, &late);
+            } else if waits {
                 self.calls.remove(&stream);
-                self.refuse(stream, &crate::convert::status(keelson_store_core::Error::Timeout));
+                self.refuse(stream, &late);
             }
         }
     }
@@ -434,6 +627,18 @@ fn ended(call: Call) -> Call {
     }
 }
 
+/// Fields of our own to keep.
+fn copied(fields: &HeaderMap) -> Vec<(Bytes, Bytes)> {
+    let copy = |text: &[u8]| Bytes::copy_from_slice(text);
+    fields.iter().map(|(name, value)| (copy(name.as_str().as_bytes()), copy(value.as_bytes()))).collect()
+}
+
+/// Whether the request's messages come as gRPC says, uncompressed.
+fn plain_stream(head: &Head) -> bool {
+    head.field("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc"))
+        && head.field("grpc-encoding").is_none_or(|encoding| &encoding[..] == b"identity")
+}
+
 /// The one uncompressed message of a unary request.
 fn only_message(framed: &Bytes) -> Option<Bytes> {
     let (prefix, message) = framed.split_at_checked(5)?;
@@ -442,7 +647,7 @@ fn only_message(framed: &Bytes) -> Option<Bytes> {
 }
 
 /// The request as HTTP libraries know it; `None` when it cannot be one.
-fn request(head: &Head, body: Incoming) -> Option<Request<RequestBody>> {
+fn request<B>(head: &Head, body: B) -> Option<Request<B>> {
     let text = |name: &str| head.field(name).and_then(|value| std::str::from_utf8(value).ok());
     let path = std::str::from_utf8(&head.path).ok()?;
     let uri = match (text(":scheme"), text(":authority")) {
@@ -455,7 +660,7 @@ fn request(head: &Head, body: Incoming) -> Option<Request<RequestBody>> {
         let name = HeaderName::from_bytes(name).ok()?;
         headers.append(name, HeaderValue::from_maybe_shared(value.clone()).ok()?);
     }
-    request.body(RequestBody::Http2(body)).ok()
+    request.body(body).ok()
 }
 
 /// Sends an answer piece by piece; `None` when its body fails or the connection is gone.
@@ -495,6 +700,17 @@ pub(crate) struct Incoming {
     parts: mpsc::UnboundedReceiver<Bytes>,
     orders: mpsc::UnboundedSender<Order>,
     stream: u32,
+}
+
+impl Drop for Incoming {
+    /// What nobody reads any more does not count against the client.
+    fn drop(&mut self) {
+        self.parts.close();
+        while let Ok(data) = self.parts.try_recv() {
+            // The connection may be gone.
+            let _ = self.orders.send(Order::Consumed(self.stream, data.len()));
+        }
+    }
 }
 
 impl http_body::Body for Incoming {

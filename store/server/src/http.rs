@@ -4,20 +4,25 @@
 //! could otherwise reach us under a name it controls), and browsers are told which origins may read the answers.
 
 use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use keelson_store_core::Error;
 use keelson_store_gateway::Gateway;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tower::Service;
 
-use crate::calls::{Calls, Outcome};
+use crate::calls::{Calls, Conversation, Outcome};
+use crate::convert::status;
 use crate::door::Answer;
 use crate::handle::{CLUSTER_VERSION, ETCD_VERSION, Handle};
 use crate::health::Health;
+use crate::keepalive::{self, KeepAlives};
 use crate::listen::{RequestBody, Serve, plain};
 use crate::metrics::{Asked, Call, Metrics, file_limit};
 use crate::service;
@@ -59,7 +64,7 @@ impl Calls for ClientService {
         if let Some(stats) = self.metrics.call(method.path()) {
             match &outcome {
                 Outcome::Pass => {}
-                Outcome::Later => stats.small(length, None),
+                Outcome::Later | Outcome::Long(_) => stats.small(length, None),
                 Outcome::Now(answer) => {
                     let code = answer.as_ref().map_or_else(Status::code, |_| tonic::Code::Ok);
                     stats.small(length, Some(code));
@@ -67,6 +72,29 @@ impl Calls for ClientService {
             }
         }
         outcome
+    }
+
+    fn converses(&self, path: &[u8]) -> bool {
+        path == keepalive::PATH.as_bytes()
+    }
+
+    fn converse(&self, request: &Request<()>) -> Option<Conversation> {
+        // A stream that is traced, and a refusal, go the way of all others.
+        if self.routes.is_none() || self.handle.traces().is_some() {
+            return None;
+        }
+        service::admit(&self.handle, keepalive::PATH, request.headers()).ok()?;
+        let stats = self.metrics.call(keepalive::PATH)?.clone();
+        let credential = service::credential(&self.handle, request.headers(), request.extensions());
+        let handle = self.handle.in_the_name_of(credential);
+        let until = service::wants_leader(request.headers()).then(|| {
+            let handle = handle.clone();
+            Box::pin(async move {
+                service::leaderless(&handle).await;
+                status(Error::NoLeader)
+            }) as Pin<Box<dyn Future<Output = Status> + Send>>
+        });
+        Some(Conversation { partner: Arc::new(KeepAlives::new(handle, stats)), until })
     }
 }
 

@@ -25,8 +25,10 @@ mod handle;
 mod health;
 mod http;
 mod identity;
+mod keepalive;
 mod listen;
 mod logging;
+mod long_range;
 mod metrics;
 mod peer;
 mod process;
@@ -48,6 +50,7 @@ pub use config::{
     Address, AutoCompaction, ClusterState, Config, Discovery, DnsSrv, Endpoint, TlsConfig, TlsVersions,
 };
 pub use handle::{CLUSTER_VERSION, ETCD_VERSION, Handle};
+pub use keelson_store_raft::prompt_thread;
 pub use process::main;
 pub use rocks::{Memory, Rocks};
 pub use store::Store;

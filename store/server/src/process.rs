@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 
+use keelson_store_raft::prompt_thread;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -120,7 +121,8 @@ fn start(run: Run, args: &[String]) -> ExitCode {
         tracing::error!(target: FATAL, dir, error, "failed to list data directory");
         return ExitCode::FAILURE;
     }
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    let runtime = match threads.on_thread_start(prompt_thread).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(target: FATAL, %error, "cannot start threads");

@@ -1,17 +1,20 @@
 //! One watch stream: requests in, answers out, between the hub (what happens now) and history (what was missed).
 //!
 //! While answers wait for a slow client nothing new is taken from the hub: its ring is bounded, and what it drops is
-//! read from history later. So a stream holds at most one slice of history or one revision beside its queue.
+//! read from history later. So a stream holds at most one slice of history, or what some revisions give to its watchers,
+//! beside its queue.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use keelson_store_core::watch::{CatchUp, History, NO_WATCHER, WatchResponse, WatcherSet, history};
-use keelson_store_core::{Access, Error, Identity, State};
+use keelson_store_core::watch::{CatchUp, History, NO_WATCHER, WatchResponse, WatcherSet, history, weight};
+use keelson_store_core::{Access, Error, Identity, RevisionEvents, State};
 use keelson_store_proto::client::WatchStream;
 use keelson_store_proto::etcdserverpb as pb;
 use keelson_store_proto::etcdserverpb::watch_request::RequestUnion;
-use keelson_store_sync::Next;
+use keelson_store_sync::{Cursor, Next};
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
@@ -23,6 +26,12 @@ use crate::rocks::Rocks;
 const REQUESTS: usize = 64;
 /// Answers that may wait for the client.
 const RESPONSES: usize = 64;
+/// The same where answers go out in batches.
+const BATCHES: usize = 4;
+/// Revisions times watchers that are offered together, at most.
+const MANY: usize = 4096;
+/// About the most that is offered or sent together, bytes.
+const BATCH: usize = 64 * 1024;
 /// History read at a time, bytes.
 const SLICE: usize = 1 << 20;
 
@@ -48,14 +57,103 @@ fn refused(revision: i64, refusal: &Status) -> WatchResponse {
     }
 }
 
-type Outgoing = mpsc::Sender<Result<pb::WatchResponse, Status>>;
+type Batches = mpsc::Sender<Result<Vec<pb::WatchResponse>, Status>>;
+
+/// Where answers go.
+enum Outgoing {
+    /// One by one.
+    Single(mpsc::Sender<Result<pb::WatchResponse, Status>>),
+    /// Together, for a connection: one wake-up for all.
+    Batches(Batches),
+}
+
+impl Outgoing {
+    async fn closed(&self) {
+        match self {
+            Outgoing::Single(sender) => sender.closed().await,
+            Outgoing::Batches(sender) => sender.closed().await,
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        match self {
+            Outgoing::Single(sender) => sender.is_closed(),
+            Outgoing::Batches(sender) => sender.is_closed(),
+        }
+    }
+
+    async fn fail(&self, error: Status) {
+        // The client may be gone; then nobody is to be told.
+        match self {
+            Outgoing::Single(sender) => drop(sender.send(Err(error)).await),
+            Outgoing::Batches(sender) => drop(sender.send(Err(error)).await),
+        }
+    }
+
+    /// Sends some of the answers once there is room; `None` when nobody takes them. Dropping the future loses nothing.
+    async fn send(&self, pending: &mut VecDeque<WatchResponse>, handle: &Handle) -> Option<()> {
+        match self {
+            Outgoing::Single(sender) => {
+                let permit = sender.reserve().await.ok()?;
+                if let Some(response) = pending.pop_front() {
+                    permit.send(Ok(handle.headers().watch(response)));
+                }
+            }
+            Outgoing::Batches(sender) => {
+                let permit = sender.reserve().await.ok()?;
+                let headers = handle.headers();
+                let mut batch = Vec::new();
+                let mut size = 0;
+                while size < BATCH
+                    && let Some(response) = pending.pop_front()
+                {
+                    size += response.events.iter().map(weight).sum::<usize>();
+                    batch.push(headers.watch(response));
+                }
+                permit.send(Ok(batch));
+            }
+        }
+        Some(())
+    }
+}
 
 /// Opens a stream served by a task of its own.
 pub(crate) fn open(handle: Handle) -> WatchStream {
     let (requests, incoming) = mpsc::channel(REQUESTS);
     let (outgoing, responses) = mpsc::channel(RESPONSES);
-    tokio::spawn(serve(handle, incoming, outgoing));
+    tokio::spawn(serve(handle, incoming, Outgoing::Single(outgoing)));
     (requests, responses)
+}
+
+/// The same for a connection: requests, answers, and a way to end the stream with an error.
+pub(crate) fn open_batches(handle: Handle) -> (mpsc::Sender<pb::WatchRequest>, Responses, Batches) {
+    let (requests, incoming) = mpsc::channel(REQUESTS);
+    let (outgoing, batches) = mpsc::channel(BATCHES);
+    tokio::spawn(serve(handle, incoming, Outgoing::Batches(outgoing.clone())));
+    (requests, Responses { batches, now: Vec::new().into_iter() }, outgoing)
+}
+
+/// Answers, batch by batch.
+pub(crate) struct Responses {
+    batches: mpsc::Receiver<Result<Vec<pb::WatchResponse>, Status>>,
+    now: std::vec::IntoIter<pb::WatchResponse>,
+}
+
+impl futures::Stream for Responses {
+    type Item = Result<pb::WatchResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            if let Some(response) = self.now.next() {
+                return Poll::Ready(Some(Ok(response)));
+            }
+            match ready!(self.batches.poll_recv(context)) {
+                Some(Ok(batch)) => self.now = batch.into_iter(),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
 }
 
 struct Stream {
@@ -80,11 +178,7 @@ async fn serve(handle: Handle, mut requests: mpsc::Receiver<pb::WatchRequest>, o
         {
             match stream.history(want).await {
                 Ok(history) => stream.pending.extend(stream.set.catch_up(&history)),
-                Err(error) => {
-                    // The client may be gone; then nobody is to be told.
-                    let _ = outgoing.send(Err(error)).await;
-                    return;
-                }
+                Err(error) => return outgoing.fail(error).await,
             }
             if stream.pending.is_empty() && !outgoing.is_closed() {
                 tokio::task::yield_now().await;
@@ -94,10 +188,9 @@ async fn serve(handle: Handle, mut requests: mpsc::Receiver<pb::WatchRequest>, o
         let idle = stream.pending.is_empty();
         tokio::select! {
             biased;
-            permit = outgoing.reserve(), if !idle => {
-                let Ok(permit) = permit else { return };
-                if let Some(response) = stream.pending.pop_front() {
-                    permit.send(Ok(stream.handle.headers().watch(response)));
+            sent = outgoing.send(&mut stream.pending, &stream.handle), if !idle => {
+                if sent.is_none() {
+                    return;
                 }
             }
             () = outgoing.closed() => return,
@@ -105,20 +198,37 @@ async fn serve(handle: Handle, mut requests: mpsc::Receiver<pb::WatchRequest>, o
                 let Some(request) = request else { return };
                 stream.request(request).await;
             }
-            next = cursor.next(), if idle => match next {
-                Next::Item(change) => stream.pending.extend(stream.set.offer(&change)),
-                Next::Lagged { through } => stream.pending.extend(stream.set.lag(through as i64)),
-                Next::Closed => {
-                    let _ = outgoing.send(Err(status(keelson_store_core::Error::Stopped))).await;
-                    return;
+            next = cursor.next(), if idle => {
+                if !stream.take(next, &mut cursor) {
+                    return outgoing.fail(status(Error::Stopped)).await;
                 }
-            },
+            }
             _ = progress.tick(), if idle => stream.pending.extend(stream.set.tick_progress()),
         }
     }
 }
 
 impl Stream {
+    /// What the hub has, and with it what else is there by now; whether it goes on.
+    fn take(&mut self, next: Next<RevisionEvents>, cursor: &mut Cursor<RevisionEvents>) -> bool {
+        let mut changes: Vec<Arc<RevisionEvents>> = Vec::new();
+        let mut size = 0;
+        let mut next = Some(next);
+        while let Some(Next::Item(change)) = next {
+            size += change.events.iter().map(weight).sum::<usize>();
+            changes.push(change);
+            let more = changes.len() * self.set.len() < MANY && size < BATCH;
+            next = if more { cursor.try_next() } else { None };
+        }
+        self.pending.extend(self.set.offer_all(changes.iter().map(|change| &**change)));
+        match next {
+            Some(Next::Lagged { through }) => self.pending.extend(self.set.lag(through as i64)),
+            Some(Next::Closed) => return false,
+            Some(Next::Item(_)) | None => {}
+        }
+        true
+    }
+
     async fn request(&mut self, request: pb::WatchRequest) {
         let published = self.handle.inner.hub.published() as i64;
         match request.request_union {
@@ -161,7 +271,7 @@ impl Stream {
         });
         match work.await {
             Ok(Some(history)) => Ok(history),
-            Ok(None) => Err(status(keelson_store_core::Error::TimeoutWaitAppliedIndex)),
+            Ok(None) => Err(status(Error::TimeoutWaitAppliedIndex)),
             Err(error) => Err(Status::internal(format!("reading history: {error}"))),
         }
     }

@@ -20,7 +20,8 @@ use peer::{Kind, Servers};
 enum Row {
     Unary(Load),
     KeepAlive,
-    FanOut,
+    /// At a pace, or at full speed.
+    FanOut(Option<Duration>),
 }
 
 use Row::Unary;
@@ -33,16 +34,18 @@ const LOADS: &[(&str, Row, usize, usize)] = &[
     ("range linearizable, 100 clients", Unary(Load::RangeLinearizable), 100, 60_000),
     ("range linearizable, 1000 clients", Unary(Load::RangeLinearizable), 1_000, 60_000),
     ("range serializable, 100 clients", Unary(Load::RangeSerializable), 100, 60_000),
-    ("lease keep-alive, 100 clients", Row::KeepAlive, 100, 20_000),
-    ("watch: 1000 watchers of one key, events", Row::FanOut, 1_000, 200),
+    ("lease keep-alive, 100 clients", Row::KeepAlive, 100, 100_000),
+    ("watch: 1000 watchers of one key, events at full speed", Row::FanOut(None), 1_000, 1_000),
+    ("the same with 100 puts a second", Row::FanOut(Some(Duration::from_millis(10))), 1_000, 200),
 ];
 
-const USAGE: &str =
-    "usage: cargo xtask bench store [--members 1|3 (0: neither)] [--rounds N] [--quick] [--keys N (0: not)]";
+const USAGE: &str = "usage: cargo xtask bench store [--members 1|3 (0: neither)] [--only ROWS] [--rounds N] [--quick] [--keys N (0: not)]";
 
 struct Options {
     members: Vec<usize>,
     rounds: usize,
+    /// Rows whose names contain it.
+    only: String,
     divide: usize,
     /// Of the large store.
     keys: usize,
@@ -53,15 +56,20 @@ fn options() -> anyhow::Result<Options> {
     if words.next().as_deref() != Some("store") {
         bail!(USAGE);
     }
-    let mut options = Options { members: vec![1, 3], rounds: 3, divide: 1, keys: 1_000_000 };
+    let mut options =
+        Options { members: vec![1, 3], rounds: 3, only: String::new(), divide: 1, keys: 1_000_000 };
     while let Some(word) = words.next() {
-        let mut number = || -> anyhow::Result<usize> { Ok(words.next().context(USAGE)?.parse()?) };
+        let number = |words: &mut dyn Iterator<Item = String>| -> anyhow::Result<usize> {
+            Ok(words.next().context(USAGE)?.parse()?)
+        };
         match word.as_str() {
             "--members" => {
-                options.members = Some(number()?).filter(|members| *members > 0).into_iter().collect()
+                options.members =
+                    Some(number(&mut words)?).filter(|members| *members > 0).into_iter().collect()
             }
-            "--rounds" => options.rounds = number()?.max(1),
-            "--keys" => options.keys = number()?,
+            "--rounds" => options.rounds = number(&mut words)?.max(1),
+            "--keys" => options.keys = number(&mut words)?,
+            "--only" => options.only = words.next().context(USAGE)?,
             "--quick" => (options.divide, options.keys) = (10, options.keys / 10),
             _ => bail!(USAGE),
         }
@@ -92,9 +100,9 @@ async fn compare(members: usize, options: &Options) -> anyhow::Result<()> {
     println!("Idle RSS, MiB: etcd {}, keelson {}.\n", shown(&peer.resident()), shown(&ours.resident()));
     println!("| load | etcd req/s, p50 / p99 ms, CPU µs/op | keelson | req/s × | CPU ÷ |");
     println!("|---|---|---|---|---|");
-    for (name, row, clients, total) in LOADS {
+    for (name, row, clients, total) in LOADS.iter().filter(|(name, ..)| name.contains(&options.only)) {
         let total = match row {
-            Row::FanOut => (total / options.divide).max(1),
+            Row::FanOut(_) => (total / options.divide).max(1),
             Row::Unary(_) | Row::KeepAlive => (total / options.divide).max(*clients),
         };
         let mut theirs_runs = Vec::new();
@@ -129,7 +137,7 @@ async fn measure(servers: &Servers, row: Row, clients: usize, total: usize) -> a
     let (mut measured, operations) = match row {
         Row::Unary(load) => (load::run(endpoints, load, clients, total).await?, total),
         Row::KeepAlive => (streams::keep_alive(endpoints, clients, total).await?, total),
-        Row::FanOut => (streams::fan_out(endpoints, clients, total).await?, clients * total),
+        Row::FanOut(every) => (streams::fan_out(endpoints, clients, total, every).await?, clients * total),
     };
     measured.cpu_micros = (servers.cpu_micros() - before) as f64 / operations as f64;
     Ok(measured)

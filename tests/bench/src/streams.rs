@@ -1,59 +1,66 @@
-//! Loads on streams: lease keep-alives and watch fan-out, with the ordinary client.
+//! Loads on streams: lease keep-alives and watch fan-out.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use keelson_store_proto::etcdserverpb::kv_client::KvClient;
 use keelson_store_proto::etcdserverpb::lease_client::LeaseClient;
-use keelson_store_proto::etcdserverpb::watch_client::WatchClient;
 use keelson_store_proto::etcdserverpb::watch_request::RequestUnion;
 use keelson_store_proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, WatchCreateRequest, WatchRequest,
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutRequest, WatchCreateRequest,
+    WatchRequest, WatchResponse,
 };
-use tonic::transport::{Channel, Endpoint};
+use prost::Message;
+use tokio::sync::watch;
 
 use crate::load::{Measured, measured};
+use crate::wire::{Caller, Say, Streams};
 
-async fn channels(endpoints: &[String], count: usize) -> anyhow::Result<Vec<Channel>> {
-    let mut channels = Vec::new();
-    for at in 0..count {
-        let endpoint = endpoints[at % endpoints.len()].clone();
-        channels.push(Endpoint::from_shared(endpoint)?.connect().await?);
-    }
-    Ok(channels)
-}
+/// Over how many streams, each on a connection of its own, watchers are spread.
+const STREAMS: usize = 10;
+/// Puts under way at a time at full speed.
+const PUTTERS: usize = 10;
 
-/// A stream: what goes out is a channel's other end.
-fn outgoing<T>() -> (tokio::sync::mpsc::Sender<T>, tokio_stream::wrappers::ReceiverStream<T>) {
-    let (sender, receiver) = tokio::sync::mpsc::channel(4);
-    (sender, tokio_stream::wrappers::ReceiverStream::new(receiver))
+fn address(endpoints: &[String], at: usize) -> String {
+    endpoints[at % endpoints.len()].trim_start_matches("http://").to_owned()
 }
 
 /// Each client keeps a lease of its own alive, again and again, on a stream of its own.
 pub async fn keep_alive(endpoints: &[String], clients: usize, total: usize) -> anyhow::Result<Measured> {
-    let channels = channels(endpoints, (clients / 10).max(1)).await?;
+    let mut lease = LeaseClient::connect(endpoints[0].clone()).await?;
+    let mut ids = Vec::new();
+    for _ in 0..clients {
+        ids.push(lease.lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await?.into_inner().id);
+    }
     let started = Instant::now();
-    let tasks: Vec<_> = (0..clients)
-        .map(|client| {
-            let mut lease = LeaseClient::new(channels[client % channels.len()].clone());
+    let connections = (clients / 10).max(1);
+    let tasks: Vec<_> = ids
+        .chunks(clients.div_ceil(connections))
+        .enumerate()
+        .map(|(at, ids)| {
+            let requests: Vec<_> =
+                ids.iter().map(|id| LeaseKeepAliveRequest { id: *id }.encode_to_vec()).collect();
+            let (path, address) = ("/etcdserverpb.Lease/LeaseKeepAlive", address(endpoints, at));
             let times = total / clients;
             tokio::spawn(async move {
-                let id = lease.lease_grant(LeaseGrantRequest { ttl: 600, id: 0 }).await?.into_inner().id;
-                let (requests, stream) = outgoing();
-                requests.send(LeaseKeepAliveRequest { id }).await?;
-                let mut answers = lease.lease_keep_alive(stream).await?.into_inner();
-                let mut latencies = Vec::with_capacity(times);
-                let mut asked = Instant::now();
-                while let Some(answer) = answers.message().await? {
+                let mut asked = vec![(Instant::now(), 0); requests.len()];
+                let mut latencies = Vec::with_capacity(times * requests.len());
+                let first = requests.iter().map(|request| vec![request.clone()]).collect();
+                let answer = |stream: usize, message: &[u8]| {
+                    let answer = LeaseKeepAliveResponse::decode(message)?;
                     ensure!(answer.ttl > 0, "a lease that is kept alive has expired");
-                    latencies.push(asked.elapsed().as_micros() as u64);
-                    if latencies.len() == times {
-                        break;
+                    let (at, answered) = &mut asked[stream];
+                    latencies.push(at.elapsed().as_micros() as u64);
+                    *answered += 1;
+                    if *answered == times {
+                        return Ok(Say::Enough);
                     }
-                    asked = Instant::now();
-                    requests.send(LeaseKeepAliveRequest { id }).await?;
-                }
+                    *at = Instant::now();
+                    Ok(Say::More(requests[stream].clone()))
+                };
+                Streams { address, path, first, answer }.run().await?;
                 Ok::<_, anyhow::Error>(latencies)
             })
         })
@@ -65,53 +72,78 @@ pub async fn keep_alive(endpoints: &[String], clients: usize, total: usize) -> a
     Ok(measured(latencies, started.elapsed().as_secs_f64()))
 }
 
+/// Puts of one key whose value begins with the put's number.
+fn put(number: usize) -> PutRequest {
+    let mut value = vec![b'x'; 256];
+    value[..8].copy_from_slice(&(number as u64).to_be_bytes());
+    PutRequest { key: "fan-out".into(), value: value.into(), ..Default::default() }
+}
+
 /// `watchers` on one key over ten streams; each of `puts` reaches all of them. An operation is one event delivered, its
-/// latency the time since its put began.
-pub async fn fan_out(endpoints: &[String], watchers: usize, puts: usize) -> anyhow::Result<Measured> {
-    const STREAMS: usize = 10;
-    let channels = channels(endpoints, STREAMS).await?;
+/// latency the time since its put began. `every`: the pace of the puts, each waiting for the one before; without it ten
+/// clients put as fast as they are answered.
+pub async fn fan_out(
+    endpoints: &[String],
+    watchers: usize,
+    puts: usize,
+    every: Option<Duration>,
+) -> anyhow::Result<Measured> {
+    let begun: Arc<Mutex<Vec<Instant>>> = Arc::new(Mutex::new(vec![Instant::now(); puts]));
+    let each = watchers / STREAMS;
+    let created = Arc::new(watch::Sender::new(0));
     let mut tasks = Vec::new();
-    let begun: Arc<Mutex<Vec<Instant>>> = Arc::default();
-    for channel in &channels {
-        let each = watchers / STREAMS;
-        let (requests, stream) = outgoing();
-        let mut client = WatchClient::new(channel.clone());
+    for at in 0..STREAMS {
         let create = WatchCreateRequest { key: "fan-out".into(), ..Default::default() };
         let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
-        requests.send(create.clone()).await?;
-        let mut answers = client.watch(stream).await?.into_inner();
-        for number in 0..each {
-            if number > 0 {
-                requests.send(create.clone()).await?;
-            }
-            let created = answers.message().await?.context("the watch stream ended")?;
-            ensure!(created.created, "a watch was not created");
-        }
-        let begun = begun.clone();
+        let first = vec![vec![create.encode_to_vec(); each]];
+        let (path, address) = ("/etcdserverpb.Watch/Watch", address(endpoints, at));
+        let (begun, created) = (begun.clone(), created.clone());
         tasks.push(tokio::spawn(async move {
             let mut latencies = Vec::with_capacity(each * puts);
-            let mut first = None;
-            while latencies.len() < each * puts {
+            let answer = |_, message: &[u8]| {
                 // One answer may carry what several puts did to one watcher.
-                let answer = answers.message().await?.context("the watch stream ended")?;
+                let answer = WatchResponse::decode(message)?;
+                if answer.created {
+                    created.send_modify(|created| *created += 1);
+                }
                 for event in &answer.events {
-                    let version = event.kv.as_ref().context("an event without its key")?.version;
-                    let put = version - *first.get_or_insert(version);
-                    let since = begun.lock().expect("no panic while locked")[put as usize];
+                    let value = &event.kv.as_ref().context("an event without its key")?.value;
+                    let number: [u8; 8] = value[..8].try_into().context("a value of another load")?;
+                    let since =
+                        begun.lock().expect("no panic while locked")[u64::from_be_bytes(number) as usize];
                     latencies.push(since.elapsed().as_micros() as u64);
                 }
-            }
-            drop(requests);
+                Ok(if latencies.len() == each * puts { Say::Enough } else { Say::Nothing })
+            };
+            Streams { address, path, first, answer }.run().await?;
             Ok::<_, anyhow::Error>(latencies)
         }));
     }
-    let mut kv = KvClient::new(channels[0].clone());
+    let all = created.subscribe().wait_for(|created| *created == each * STREAMS).await.map(|_| ());
+    all.context("watches were not created")?;
     let started = Instant::now();
-    for _ in 0..puts {
-        begun.lock().expect("no panic while locked").push(Instant::now());
-        let put = PutRequest { key: "fan-out".into(), value: vec![b'x'; 256].into(), ..Default::default() };
-        kv.put(put).await?;
-        tokio::time::sleep(Duration::from_millis(2)).await;
+    match every {
+        Some(every) => {
+            let mut kv = KvClient::connect(endpoints[0].clone()).await?;
+            let mut pace = tokio::time::interval(every);
+            for number in 0..puts {
+                pace.tick().await;
+                begun.lock().expect("no panic while locked")[number] = Instant::now();
+                kv.put(put(number)).await?;
+            }
+        }
+        None => {
+            let next = AtomicUsize::new(0);
+            let next = || {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                (number < puts).then(|| {
+                    begun.lock().expect("no panic while locked")[number] = Instant::now();
+                    put(number).encode_to_vec()
+                })
+            };
+            let (path, address) = ("/etcdserverpb.KV/Put", address(endpoints, 0));
+            Caller { address, path, clients: PUTTERS, next }.run().await?;
+        }
     }
     let mut latencies = Vec::new();
     for task in tasks {

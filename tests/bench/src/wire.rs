@@ -1,10 +1,10 @@
-//! Unary gRPC calls in closed loops, as cheap as they can be: what the load generator saves, the servers get, since both
+//! gRPC calls in closed loops, unary ones and streams, as cheap as they can be: what the load generator saves, the servers get, since both
 //! share the machine. One task a connection keeps a number of calls under way; no task, channel or timer a call.
 
 use std::time::Instant;
 
 use anyhow::{Context, bail, ensure};
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use keelson_store_http2::raw::{
     FLAG_ACK, FLAG_END_HEADERS, FLAG_END_STREAM, FrameHead, HEAD, Kind, put_head,
 };
@@ -45,6 +45,8 @@ struct Line {
     received: u32,
     finished: Vec<u64>,
     refused: Option<String>,
+    /// Data of streams, when it is wanted.
+    heard: Option<Vec<(u32, Bytes)>>,
 }
 
 impl<F: FnMut() -> Option<Vec<u8>>> Caller<F> {
@@ -83,6 +85,68 @@ impl<F: FnMut() -> Option<Vec<u8>>> Caller<F> {
     }
 }
 
+/// Streams of messages both ways, on one connection.
+pub struct Streams<F> {
+    /// `host:port`.
+    pub address: String,
+    /// `/package.Service/Method`.
+    pub path: &'static str,
+    /// What each stream says at first. All that a stream says must fit into the first window.
+    pub first: Vec<Vec<Vec<u8>>>,
+    /// What a stream, by its number, says to a message.
+    pub answer: F,
+}
+
+/// What a stream says to a message.
+pub enum Say {
+    Nothing,
+    More(Vec<u8>),
+    /// It has had enough; the others go on.
+    Enough,
+}
+
+impl<F: FnMut(usize, &[u8]) -> anyhow::Result<Say>> Streams<F> {
+    /// Runs until every stream has had enough.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let mut socket = TcpStream::connect(&self.address).await.context(self.address.clone())?;
+        socket.set_nodelay(true)?;
+        let mut line = Line::new(self.path, self.address.clone());
+        let mut pieces = Vec::new();
+        let mut partial = vec![BytesMut::new(); self.first.len()];
+        let mut left = self.first.len();
+        for messages in &self.first {
+            let stream = line.open();
+            messages.iter().for_each(|message| line.say(stream, message, false));
+        }
+        let mut input = BytesMut::with_capacity(64 * 1024);
+        while left > 0 {
+            socket.write_all(&line.out).await?;
+            line.out.clear();
+            input.reserve(64 * 1024);
+            ensure!(socket.read_buf(&mut input).await? > 0, "{} closed the connection", self.address);
+            line.heard = Some(std::mem::take(&mut pieces));
+            line.receive(&mut input)?;
+            pieces = line.heard.take().unwrap_or_default();
+            for (stream, piece) in pieces.drain(..) {
+                let number = (stream / 2) as usize;
+                let partial = &mut partial[number];
+                partial.extend_from_slice(&piece);
+                while let Some(prefix) = partial.get(..5) {
+                    let end = 5 + u32::from_be_bytes([prefix[1], prefix[2], prefix[3], prefix[4]]) as usize;
+                    let Some(message) = partial.get(5..end) else { break };
+                    match (self.answer)(number, message)? {
+                        Say::Nothing => {}
+                        Say::More(message) => line.say(stream, &message, false),
+                        Say::Enough => left -= 1,
+                    }
+                    partial.advance(end);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 fn literal(out: &mut BytesMut, name: u8, value: &str) {
     // Indexing, with a name of the static table; all texts here are short.
     out.put_u8(0x40 | name);
@@ -111,6 +175,7 @@ impl Line {
             received: 0,
             finished: Vec::new(),
             refused: None,
+            heard: None,
         }
     }
 
@@ -121,6 +186,15 @@ impl Line {
             return Err(message);
         }
         self.window -= framed as i64;
+        let stream = self.open();
+        self.say(stream, &message, true);
+        let slots = self.began.len();
+        self.began[(stream / 2) as usize % slots] = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Begins a stream.
+    fn open(&mut self) -> u32 {
         let mut block = BytesMut::new();
         block.put_slice(&[0x83, 0x86]);
         if self.greeted {
@@ -135,20 +209,22 @@ impl Line {
         }
         put_head(&mut self.out, block.len(), Kind::Headers, FLAG_END_HEADERS, self.stream);
         self.out.put_slice(&block);
-        let mut body = BytesMut::with_capacity(framed);
+        self.stream += 2;
+        self.stream - 2
+    }
+
+    /// A message on a stream; `last`: nothing comes after it.
+    fn say(&mut self, stream: u32, message: &[u8], last: bool) {
+        let mut body = BytesMut::with_capacity(message.len() + 5);
         body.put_u8(0);
         body.put_u32(message.len() as u32);
-        body.put_slice(&message);
+        body.put_slice(message);
         let mut pieces = body.chunks(FRAME).peekable();
         while let Some(piece) = pieces.next() {
-            let end = if pieces.peek().is_none() { FLAG_END_STREAM } else { 0 };
-            put_head(&mut self.out, piece.len(), Kind::Data, end, self.stream);
+            let end = if last && pieces.peek().is_none() { FLAG_END_STREAM } else { 0 };
+            put_head(&mut self.out, piece.len(), Kind::Data, end, stream);
             self.out.put_slice(piece);
         }
-        let slots = self.began.len();
-        self.began[(self.stream / 2) as usize % slots] = Some(Instant::now());
-        self.stream += 2;
-        Ok(())
     }
 
     fn receive(&mut self, input: &mut BytesMut) -> anyhow::Result<()> {
@@ -177,6 +253,9 @@ impl Line {
                 }
             }
             Kind::Data => {
+                if let Some(heard) = &mut self.heard {
+                    heard.push((head.stream, Bytes::copy_from_slice(payload)));
+                }
                 self.received += payload.len() as u32;
                 if self.received > OURS / 2 {
                     put_head(&mut self.out, 4, Kind::WindowUpdate, 0, 0);
@@ -204,7 +283,11 @@ impl Line {
             Kind::GoAway | Kind::Reset => bail!("the server gave up: {head:?} {payload:?}"),
             _ => {}
         }
-        if matches!(head.kind, Kind::Headers | Kind::Data) && head.flags & FLAG_END_STREAM != 0 {
+        let over = matches!(head.kind, Kind::Headers | Kind::Data) && head.flags & FLAG_END_STREAM != 0;
+        if over && self.heard.is_some() {
+            bail!("a stream ended");
+        }
+        if over {
             let slots = self.began.len();
             let began = self.began[(head.stream / 2) as usize % slots].take();
             let began = began.context("an answer of a call that is not under way")?;

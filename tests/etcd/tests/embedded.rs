@@ -69,6 +69,12 @@ async fn a_handle_and_the_wire_show_the_same_store() {
     for i in 0..50 {
         handle.put(put(&format!("s{i:02}"), &"y".repeat(100_000))).await.expect("written");
     }
+    // Longer than what is encoded before its length is known.
+    for limit in [0, 45, 1] {
+        let request = pb::RangeRequest { limit, ..prefix("s") };
+        let (here, there) = (handle.range(request.clone()).await, wire.range(request).await);
+        assert_eq!(here.expect("read"), there.expect("read"), "limit {limit}");
+    }
     let mut stream = kv.range_stream(prefix("s")).await.expect("a stream").into_inner();
     let (mut kvs, mut pieces, mut count) = (0, 0, 0);
     while let Some(piece) = stream.message().await.expect("a piece") {
@@ -169,6 +175,33 @@ async fn a_lease_is_kept_alive_and_takes_its_keys_along_when_it_ends() {
     .await;
     sender.send(pb::LeaseKeepAliveRequest { id: lease.id }).await.expect("sent");
     assert_eq!(stream.message().await.expect("fine").expect("an answer").ttl, 0);
+    stop.cancel();
+    store.stopped().await.expect("a clean stop");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keep_alives_are_answered_in_order_and_few_of_them_are_logged() {
+    const LEASES: i64 = 20;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (store, stop, url) = one(folder.path()).await;
+    let client = Remote::connect(&[url.clone()], None).await.expect("a good URL");
+    for id in 1..=LEASES {
+        client.lease_grant(pb::LeaseGrantRequest { ttl: 600, id }).await.expect("granted");
+    }
+    // One of them is unknown.
+    let asked: Vec<i64> = (0..2_000).map(|number| number % (LEASES + 1) + 1).collect();
+    let index = || async { client.status(pb::StatusRequest::default()).await.expect("a status").raft_index };
+    let before = index().await;
+    let requests: Vec<_> = asked.iter().map(|id| pb::LeaseKeepAliveRequest { id: *id }).collect();
+    let mut leases = LeaseClient::connect(url).await.expect("connected");
+    let stream = leases.lease_keep_alive(tokio_stream::iter(requests)).await;
+    let mut stream = stream.expect("a stream").into_inner();
+    for id in &asked {
+        let answer = stream.message().await.expect("fine").expect("an answer");
+        assert_eq!((answer.id, answer.ttl), (*id, if *id > LEASES { 0 } else { 600 }));
+    }
+    assert!(stream.message().await.expect("fine").is_none(), "who says no more is told no more");
+    assert!(index().await - before < 500, "nearly all of them found nothing to change");
     stop.cancel();
     store.stopped().await.expect("a clean stop");
 }

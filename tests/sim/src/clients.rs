@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use keelson_store_core::{Command, PutRequest, RangeRequest, Response, range};
+use keelson_store_core::lease::Kept;
+use keelson_store_core::{Command, PutRequest, RangeRequest, Response, State, range};
 use openraft::AsyncRuntime;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -146,19 +147,40 @@ impl Client {
         Runtime::sleep(Duration::from_millis(random.random_range(1..100))).await;
         let member = self.member(random)?;
         let invoked = self.shared.now();
-        let answer = Runtime::timeout(PATIENCE, member.propose(command)).await;
-        let Ok(Ok((
-            _,
-            Response::LeaseGrant { ttl, revision, .. } | Response::LeaseKeepAlive { ttl, revision, .. },
-        ))) = answer
-        else {
-            return None;
+        let attempt = async {
+            if matches!(command, Command::LeaseKeepAlive { .. })
+                && let Some(found) = kept(&member, lease).await
+            {
+                return Some(found);
+            }
+            match member.propose(command).await {
+                Ok((
+                    _,
+                    Response::LeaseGrant { ttl, revision, .. }
+                    | Response::LeaseKeepAlive { ttl, revision, .. },
+                )) => Some((ttl, revision)),
+                _ => None,
+            }
         };
+        let (ttl, revision) = Runtime::timeout(PATIENCE, attempt).await.ok()??;
         self.shared.trace(format!("m{} lease {lease} -> {ttl} s at {revision}", member.id));
         if ttl > 0 {
             self.shared.promise(lease, invoked, ttl);
         }
         Some(ttl)
+    }
+}
+
+/// A keep-alive that needs no log, as the store's connections ask it: TTL and revision, or nothing when it does.
+async fn kept(member: &Member, lease: i64) -> Option<(i64, i64)> {
+    let seen = member.reads.index().await.ok()?;
+    member.shared.wait_applied(seen.index).await.ok()?;
+    let stamp = seen.stamp?;
+    let look = |state: &State| (state.lessor().kept(lease, stamp), state.revision());
+    match member.shared.read(|state, _| look(state))? {
+        (Kept::Unknown, revision) => Some((0, revision)),
+        (Kept::Lasting { ttl }, revision) => Some((ttl, revision)),
+        (Kept::Ageing, _) => None,
     }
 }
 

@@ -18,6 +18,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use keelson_store_fail::{Point, hit};
 
+use crate::prompt::prompt_thread;
+
 /// Space set aside at a time, bytes.
 const RESERVE: u64 = 8 * 1024 * 1024;
 
@@ -130,8 +132,10 @@ impl FileDisk {
         let flusher =
             Flusher { folder: folder.to_owned(), sync, stats: stats.clone(), file: None, failed: None };
         let source = queue.clone();
-        let thread =
-            std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || flusher.run(&source))?;
+        let thread = std::thread::Builder::new().name("raft-log".to_owned()).spawn(move || {
+            prompt_thread();
+            flusher.run(&source);
+        })?;
         Ok(FileDisk { folder: folder.to_owned(), queue, stats, flusher: Some(thread) })
     }
 

@@ -53,6 +53,19 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
+    /// A stream that its connection serves begins.
+    pub fn begin(&self) {
+        self.started.fetch_add(1, Relaxed);
+    }
+
+    /// Messages of it, by their number and bytes.
+    pub fn talked(&self, received: (u64, u64), sent: (u64, u64)) {
+        self.received.fetch_add(received.0, Relaxed);
+        self.received_bytes.fetch_add(received.1, Relaxed);
+        self.sent.fetch_add(sent.0, Relaxed);
+        self.sent_bytes.fetch_add(sent.1, Relaxed);
+    }
+
     /// A small call, answered by its connection; the code of one that is answered later is not known here.
     pub fn small(&self, bytes: u64, ended: Option<Code>) {
         self.started.fetch_add(1, Relaxed);
@@ -231,7 +244,8 @@ impl Call {
         Call { stats, begun: Instant::now(), ended: false, span }
     }
 
-    fn end(&mut self, code: Code) {
+    /// Ended with this code; the first counts.
+    pub fn end(&mut self, code: Code) {
         if !std::mem::replace(&mut self.ended, true) {
             self.stats.handled[code as usize].fetch_add(1, Relaxed);
             self.stats.took.observe(self.begun.elapsed());

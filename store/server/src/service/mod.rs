@@ -66,12 +66,12 @@ pub(crate) fn credential(
 }
 
 /// Whether the client wants no answer without a leader.
-fn wants_leader(headers: &http::HeaderMap) -> bool {
+pub(crate) fn wants_leader(headers: &http::HeaderMap) -> bool {
     headers.get("hasleader").is_some_and(|value| value == "true")
 }
 
 /// Resolves once there has been no leader for three election timeouts: a stream of a client that wants one ends then.
-async fn leaderless(handle: &Handle) {
+pub(crate) async fn leaderless(handle: &Handle) {
     let patience = leader_patience(handle.config());
     let mut misses = 0;
     loop {
@@ -117,7 +117,12 @@ pub(crate) fn most_message(config: &Config) -> usize {
 pub(crate) fn too_large(status: &Status) -> Option<Status> {
     let sizes = status.message().strip_prefix("Error, decoded message length too large: found ")?;
     let (found, limit) = sizes.strip_suffix(" bytes")?.split_once(" bytes, the limit is: ")?;
-    Some(Status::resource_exhausted(format!("grpc: received message larger than max ({found} vs. {limit})")))
+    Some(larger_than(found, limit))
+}
+
+/// The refusal of a message above the limit, in the words of Go's transport.
+pub(crate) fn larger_than(found: impl std::fmt::Display, limit: impl std::fmt::Display) -> Status {
+    Status::resource_exhausted(format!("grpc: received message larger than max ({found} vs. {limit})"))
 }
 
 /// All services of a member.
