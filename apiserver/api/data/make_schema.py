@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Writes schema.txt, the table of field facts that apiserver/api parses at start-up.
 
-usage: make_schema.py DIR > schema.txt
+usage: make_schema.py DIR GO > schema.txt
 
-DIR holds two files of facts about the published API:
+GO is what go_facts.py wrote. DIR holds two files of facts about the published API:
   schemas.json   {"definitions": {name: OpenAPI schema with `ref` for `$ref`}}
   protobuf.json  {message: {field: {"t": tag, "type": .., "oe": omitempty, "oz": omitzero, "ptr": pointer, "json": name}}}
 The format is described in src/schema.rs. Only types reachable from served kinds are written.
@@ -67,7 +67,37 @@ def proto_fields(msg, protos, prefix=""):
     return out
 
 
-def main(directory):
+def go_type(kind):
+    """What go_type in src/schema.rs prints for a shape; None where it does better than a name."""
+    if kind == "{}@m:api.resource.Quantity":
+        return "v1.ResourceList"
+    if kind.startswith("[]"):
+        return "[]" + go_type(kind[2:])
+    if kind.startswith("{}"):
+        return "map[string]" + go_type(kind[2:])
+    if kind.startswith("@"):
+        parts = kind[1:].split(":")[-1].split(".")
+        return {"Quantity": "resource.Quantity"}.get(parts[-1], ".".join(parts[-2:]))
+    return {"s": "string", "b": "bool", "i32": "int32", "i64": "int64", "f64": "float64", "by": "[]byte"}.get(kind, kind)
+
+
+def go_words(kind, field, facts):
+    """Words of a line: the field's name in Go, its named type, the embedded structs it stands in."""
+    name, go, ty, way = facts
+    words = []
+    if field in ("kind", "apiVersion", "metadata"):
+        return words
+    if go != field[:1].upper() + field[1:]:
+        words.append("go=" + go)
+    if kind != "any" and not kind.startswith("@") and ty != go_type(kind):
+        words.append("gt=" + ty)
+    if way:
+        words.append("in=" + way)
+    return words
+
+
+def main(directory, go):
+    go = json.load(open(go))
     defs = json.load(open(f"{directory}/schemas.json"))
     skip, defs = set(defs["not_served_by_default"]), defs["definitions"]
     protos = json.load(open(f"{directory}/protobuf.json"))
@@ -96,7 +126,11 @@ def main(directory):
                 head.append("union=" + u["discriminator"])
         print(" ".join(head))
         pf = proto_fields(message(n), protos)
-        for f, p in sorted(d.get("properties", {}).items()):
+        facts = {f[0]: f for f in go.get(n, [])}
+        order = {f: i for i, f in enumerate(facts)}
+        # Fields stand in the order of the struct, after apiVersion and kind.
+        first = {"kind": -2, "apiVersion": -1}
+        for f, p in sorted(d.get("properties", {}).items(), key=lambda e: (order.get(e[0], first.get(e[0], 999)), e[0])):
             tag, w = pf.get(f, ("-", {}))
             out = [" " + f, kind_of(p), tag]
             flags = "".join(c for c, k in (("e", "oe"), ("z", "oz"), ("p", "ptr")) if w.get(k))
@@ -120,7 +154,9 @@ def main(directory):
                 out.append("enum=" + "|".join(p["enum"]))
             if p.get("format") in ("double", "date-time"):
                 out.append("f=" + p["format"])
+            if f in facts:
+                out += go_words(kind_of(p), f, facts[f])
             print(" ".join(out))
 
 
-main(sys.argv[1])
+main(sys.argv[1], sys.argv[2])

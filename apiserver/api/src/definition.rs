@@ -209,6 +209,10 @@ fn field(name: &str, shape: Shape) -> Field {
         patch: None,
         default: None,
         enumeration: vec![],
+        order: 0,
+        go: String::new(),
+        go_type: String::new(),
+        within: String::new(),
     }
 }
 

@@ -85,6 +85,15 @@ impl FieldError {
     pub fn duplicate(path: &Path, value: impl Into<Value>) -> FieldError {
         FieldError::with_value("FieldValueDuplicate", "Duplicate value", path, &value.into(), "")
     }
+    /// With a value that is already in its printed form.
+    pub fn duplicate_shown(path: &Path, shown: &str, detail: &str) -> FieldError {
+        let more = if detail.is_empty() { String::new() } else { format!(": {detail}") };
+        FieldError {
+            reason: "FieldValueDuplicate",
+            path: path.clone(),
+            message: format!("Duplicate value: {shown}{more}"),
+        }
+    }
     pub fn not_found(path: &Path, value: impl Into<Value>) -> FieldError {
         FieldError::with_value("FieldValueNotFound", "Not found", path, &value.into(), "")
     }
@@ -93,6 +102,12 @@ impl FieldError {
         let detail =
             if list.is_empty() { String::new() } else { format!("supported values: {}", list.join(", ")) };
         FieldError::with_value("FieldValueNotSupported", "Unsupported value", path, &value.into(), &detail)
+    }
+    /// With a value that is already in its printed form.
+    pub fn not_supported_shown(path: &Path, shown: &str, supported: &[&str]) -> FieldError {
+        let list: Vec<String> = supported.iter().map(|s| quote(s)).collect();
+        let message = format!("Unsupported value: {shown}: supported values: {}", list.join(", "));
+        FieldError { reason: "FieldValueNotSupported", path: path.clone(), message }
     }
     pub fn forbidden(path: &Path, detail: &str) -> FieldError {
         FieldError::without_value("FieldValueForbidden", "Forbidden", path, detail)

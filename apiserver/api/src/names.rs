@@ -46,7 +46,10 @@ pub fn dns1123_label(s: &str) -> Vec<String> {
 
 /// RFC 1123 label where a subdomain would come to mind: a dot is named as the problem.
 pub fn dns1123_label_without_dots(s: &str) -> Vec<String> {
-    if s.contains('.') { vec!["must not contain dots".into()] } else { dns1123_label(s) }
+    if s.contains('.') && is_dns1123_subdomain(s) {
+        return vec!["must not contain dots".into()];
+    }
+    dns1123_label(s)
 }
 
 /// RFC 1123 subdomain, 253 bytes.
@@ -141,8 +144,7 @@ pub fn qualified_name(s: &str) -> Vec<String> {
         _ => {
             return vec!["a valid label key must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric \
                  character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
-                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')".to_string()
-            .replace("a valid label key", "a qualified name")];
+                 '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]') with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')".to_string()];
         }
     };
     if name.is_empty() {

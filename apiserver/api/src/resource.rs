@@ -133,6 +133,10 @@ impl Resource {
         self.fields.clear();
         self
     }
+    fn read_only(mut self) -> Self {
+        self.verbs = vec!["get".into(), "list".into()];
+        self
+    }
     fn sub(mut self, name: &str, gvk: (&str, &str, &str), verbs: &[&str]) -> Self {
         let (group, version, kind) = gvk;
         self.subresources.push(Subresource {
@@ -263,6 +267,12 @@ pub static RESOURCES: LazyLock<Vec<Resource>> = LazyLock::new(|| {
     let pod = ("", "", "Pod");
     vec![
         core("Binding", "bindings").virtual_(),
+        core("ComponentStatus", "componentstatuses")
+            .singular("componentstatus")
+            .short(&["cs"])
+            .cluster()
+            .virtual_()
+            .read_only(),
         core("ConfigMap", "configmaps").short(&["cm"]),
         core("Endpoints", "endpoints")
             .singular("endpoints")

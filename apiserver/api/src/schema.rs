@@ -4,11 +4,14 @@
 //! One line per type, then one indented line per field:
 //! ```text
 //! core.v1.ContainerPort [gvk=group/version/Kind] [mt=atomic] [is=shape:format]
-//!  name shape tag flags [lt=map:key,key|set|atomic] [mt=atomic] [ps=strategy:key] [d=default] [enum=A|B] [f=format]
+//!  name shape tag flags [lt=map:key,key|set|atomic] [mt=atomic] [ps=strategy:key] [d=default] [enum=A|B] [f=format] [go=Name]
+//!       [gt=type] [in=Embedded.Struct]
 //! ```
 //! Names abbreviate `io.k8s.api.` (nothing), `io.k8s.apimachinery.pkg.` (`m:`), apiextensions (`x:`), apiregistration (`k:`).
 //! Shapes: `s b i32 i64 f64 by any @Type []shape {}shape`. Flags: `e` omitted when empty, `z` omitted when zero, `p` pointer
-//! (absence differs from zero), `r` required, `-` none. Tag: protobuf tag, dotted when the field is nested there.
+//! (absence differs from zero), `r` required, `-` none. Tag: protobuf tag, dotted when the field is nested there. Fields stand
+//! in the order of upstream's struct; `go`, `gt` and `in` are its name there when it is not the same with a capital, its type
+//! when that has a name, and the embedded structs on the way to it. Error messages show all of these.
 //!
 //! Custom resources build a [`Table`] of their own in the same form.
 
@@ -79,6 +82,27 @@ pub struct Field {
     pub patch: Option<PatchStrategy>,
     pub default: Option<Value>,
     pub enumeration: Vec<String>,
+    /// Place in upstream's struct.
+    pub order: usize,
+    /// Name in upstream's struct when it is not `name` with a capital.
+    pub go: String,
+    /// Named type in upstream's struct, as Go prints it; empty when the shape says it all.
+    pub go_type: String,
+    /// Embedded structs on the way from the type to this field, joined by dots.
+    pub within: String,
+}
+
+impl Field {
+    /// Name in upstream's struct.
+    pub fn go_name(&self) -> String {
+        if !self.go.is_empty() {
+            return self.go.clone();
+        }
+        let mut letters = self.name.chars();
+        letters
+            .next()
+            .map_or_else(String::new, |first| format!("{}{}", first.to_uppercase(), letters.as_str()))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +120,12 @@ pub struct Type {
 }
 
 impl Type {
+    /// Fields as upstream's struct has them.
+    pub fn in_order(&self) -> Vec<&Field> {
+        let mut fields: Vec<&Field> = self.fields.iter().collect();
+        fields.sort_by_key(|f| f.order);
+        fields
+    }
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.binary_search_by(|f| f.name.as_str().cmp(name)).ok().map(|i| &self.fields[i])
     }
@@ -193,7 +223,9 @@ impl Table {
                 continue;
             };
             let field = table.read_field(field).map_err(|e| problem(&e))?;
-            table.types.get_mut(current).ok_or_else(|| problem("field before any type"))?.fields.push(field);
+            let fields =
+                &mut table.types.get_mut(current).ok_or_else(|| problem("field before any type"))?.fields;
+            fields.push(Field { order: fields.len(), ..field });
         }
         for t in &mut table.types {
             t.fields.sort_by(|a, b| a.name.cmp(&b.name));
@@ -281,6 +313,10 @@ impl Table {
             patch: None,
             default: None,
             enumeration: vec![],
+            order: 0,
+            go: String::new(),
+            go_type: String::new(),
+            within: String::new(),
         };
         for word in words {
             let (key, value) = word.split_once('=').ok_or_else(|| format!("what is {word}?"))?;
@@ -304,6 +340,9 @@ impl Table {
                     });
                 }
                 "d" => field.default = Some(serde_json::from_str(value).map_err(|e| e.to_string())?),
+                "go" => field.go = value.into(),
+                "gt" => field.go_type = value.into(),
+                "in" => field.within = value.into(),
                 "enum" => field.enumeration = value.split('|').map(String::from).collect(),
                 _ => {}
             }
@@ -318,7 +357,8 @@ const PREFIXES: [(&str, &str); 3] = [
     ("k:", "io.k8s.kube-aggregator.pkg.apis.apiregistration."),
 ];
 
-fn full_name(short: &str) -> String {
+/// A published name from its abbreviation in the table.
+pub fn full_name(short: &str) -> String {
     for (mark, prefix) in PREFIXES {
         if let Some(rest) = short.strip_prefix(mark) {
             return format!("{prefix}{rest}");

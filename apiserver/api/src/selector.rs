@@ -361,6 +361,10 @@ fn unsupported(res: &Resource, label: &str) -> String {
         )
         | ("events.k8s.io", _)
         | ("certificates.k8s.io", _) => format!("field label not supported: {label}"),
+        _ if res.definition.is_some() => format!("field label not supported: {label}"),
+        ("resource.k8s.io", "resourceslices") => {
+            format!("field label not supported for {}, Kind={}: {label}", res.api_version(), res.kind)
+        }
         ("batch", "jobs") => format!("field label {} not supported for Job", crate::field::quote(label)),
         _ => format!(
             "{} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",

@@ -32,6 +32,8 @@ pub struct Status {
     pub continue_token: String,
     /// Without `details` altogether.
     pub bare: bool,
+    /// Texts for `Warning` headers that go with it.
+    pub warnings: Vec<String>,
 }
 
 impl fmt::Display for Status {

@@ -24,12 +24,13 @@ fn is(target: &Target, group: &str, plural: &str) -> bool {
 
 /// Adds to a new object. Returns warnings.
 pub fn mutate_create(target: &Target, object: &mut Value, ctx: &Context) -> Result<Vec<String>, Status> {
-    lifecycle::create(target, ctx)?;
+    lifecycle::create(target, object, ctx)?;
     if is(target, "", "pods") {
         limits::fill_pod(target, object, ctx);
         pods::service_account(target, object, ctx)?;
         pods::priority(target, object, ctx)?;
         pods::tolerations(object);
+        pods::runtime_class(target, object, ctx)?;
     }
     if is(target, "", "nodes") {
         pods::taint_new_node(object);

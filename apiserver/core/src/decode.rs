@@ -4,12 +4,13 @@
 //! of fields that are always written come, quantities and times get their canonical form.
 
 use crate::context::{FieldValidation, Target};
+use crate::gotext;
 use crate::protobuf;
 use keelson_api::schema::{self, Field, Shape, Table};
 use keelson_api::{Quantity, Resource, Status};
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value, json};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 
 /// Deeper bodies are refused; the parser itself stops at 128.
@@ -68,6 +69,15 @@ pub fn custom<'a>(target: &Target<'a>) -> Option<&'a keelson_api::Definition> {
     (body_kind(target).2 == target.resource.kind).then_some(definition)
 }
 
+/// What a target takes as it is looked at: in canonical form but for what is empty. Says whether there is anything such.
+pub fn readable(target: &Target, value: &mut Value) -> Result<bool, String> {
+    if custom(target).is_some() {
+        return canonical(target, value).map(|()| false);
+    }
+    let (table, shape) = types_for(target).map_err(|status| status.message)?;
+    read(table, &shape, value)
+}
+
 /// Canonical form of what a target takes.
 pub fn canonical(target: &Target, value: &mut Value) -> Result<(), String> {
     if let Some(definition) = custom(target) {
@@ -92,17 +102,17 @@ pub fn decode(
     validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), Status> {
     let (group, version, kind) = body_kind(target);
-    let media_type = content_type.split(';').next().unwrap_or("").trim();
+    let media_type = content_type.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
     if let Some(definition) = custom(target) {
-        return crate::custom::decode(target, definition, media_type, body, validation);
+        return crate::custom::decode(target, definition, &media_type, body, validation);
     }
     let shape = shape_for(target)?;
     let table = schema::builtin();
-    let (mut value, strict) = match media_type {
+    let (mut value, strict) = match media_type.as_str() {
         "application/yaml" => parse_yaml(body, &kind, table, &shape)?,
         "application/json" | "" | "*/*" => parse_json(body, &kind, table, &shape)?,
         "application/vnd.kubernetes.protobuf" => {
-            let value = protobuf::decode(table, &shape, body).map_err(Status::bad_request)?;
+            let value = protobuf::decode(table, &shape, body).map_err(|e| unrecognized(&kind, &e, body))?;
             (value, vec![])
         }
         _ => {
@@ -114,7 +124,7 @@ pub fn decode(
     let cannot = |what: String| {
         Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {what}"))
     };
-    if let Err(e) = normalize(table, &shape, &mut value) {
+    if let Err(e) = read(table, &shape, &mut value) {
         return Err(cannot(e));
     }
     let warnings = match validation {
@@ -133,21 +143,20 @@ fn check_kind(value: &mut Value, body: &[u8], group: &str, version: &str, kind: 
     for key in ["apiVersion", "kind"] {
         if !matches!(value[key], Value::Null | Value::String(_)) {
             let found = go_kind(&value[key]);
-            return Err(unrecognized(
-                kind,
-                &format!("json: cannot unmarshal {found} into Go struct field .{key} of type string"),
-                &beginning(body),
-            ));
+            let problem =
+                format!("json: cannot unmarshal {found} into Go struct field .{key} of type string");
+            return Err(no_version(kind, &problem, body));
         }
     }
     let given_version = value["apiVersion"].as_str().filter(|s| !s.is_empty()).unwrap_or(&want).to_string();
     let given_kind = value["kind"].as_str().filter(|s| !s.is_empty()).unwrap_or(kind).to_string();
-    if given_version != want || given_kind != kind {
+    // An older form of the same thing.
+    let older = kind == "Eviction" && given_kind == kind && given_version == "policy/v1beta1";
+    if (given_version != want || given_kind != kind) && !older {
         let short = given_version.rsplit('/').next().unwrap_or("");
-        let scheme = "pkg/api/legacyscheme/scheme.go:30";
+        let why = not_it(group, kind, &given_version, &given_kind);
         return Err(Status::bad_request(format!(
-            "{given_kind} in version \"{short}\" cannot be handled as a {kind}: no kind \"{given_kind}\" is registered for version \
-             \"{given_version}\" in scheme \"{scheme}\""
+            "{given_kind} in version \"{short}\" cannot be handled as a {kind}: {why}"
         )));
     }
     value["apiVersion"] = want.into();
@@ -155,18 +164,46 @@ fn check_kind(value: &mut Value, body: &[u8], group: &str, version: &str, kind: 
     Ok(())
 }
 
-/// How a body begins, as an error shows it.
-fn beginning(body: &[u8]) -> String {
-    const SHOWN: usize = 30;
-    let head = String::from_utf8_lossy(&body[..body.len().min(SHOWN)]).into_owned();
-    if body.len() > SHOWN { format!("{head} ...") } else { head }
+/// Kinds that every group and version has.
+const COMMON: [&str; 9] = [
+    "Status",
+    "List",
+    "APIVersions",
+    "APIGroup",
+    "APIGroupList",
+    "APIResourceList",
+    "DeleteOptions",
+    "ListOptions",
+    "WatchEvent",
+];
+
+/// Why a kind is not the one that is wanted: it is another, or none.
+fn not_it(group: &str, kind: &str, given_version: &str, given_kind: &str) -> String {
+    let (given_group, version) = given_version.split_once('/').unwrap_or(("", given_version));
+    let known = shape_of(given_group, version, given_kind).is_some()
+        || (given_version == "v1" && COMMON.contains(&given_kind));
+    if known {
+        let inner = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or(group) };
+        return format!("converting ({version}.{given_kind}) to ({inner}.{kind}): unknown conversion");
+    }
+    let scheme = match group {
+        "apiextensions.k8s.io" => "pkg/apiserver/apiserver.go:55",
+        "apiregistration.k8s.io" => "pkg/apiserver/scheme/scheme.go:28",
+        _ => "pkg/api/legacyscheme/scheme.go:30",
+    };
+    format!("no kind \"{given_kind}\" is registered for version \"{given_version}\" in scheme \"{scheme}\"")
 }
 
-fn unrecognized(kind: &str, problem: &str, shown: &str) -> Status {
-    let shown = if shown.is_empty() { "<empty>".to_string() } else { shown.to_string() };
+/// A body whose kind cannot be found out.
+pub(crate) fn unrecognized(kind: &str, problem: &str, body: &[u8]) -> Status {
+    let shown = gotext::summary(body);
     Status::bad_request(format!(
-        "the object provided is unrecognized (must be of type {kind}): couldn't get version/kind; json parse error: {problem} ({shown})"
+        "the object provided is unrecognized (must be of type {kind}): {problem} ({shown})"
     ))
+}
+
+fn no_version(kind: &str, problem: &str, body: &[u8]) -> Status {
+    unrecognized(kind, &format!("couldn't get version/kind; json parse error: {problem}"), body)
 }
 
 fn parse_json(body: &[u8], kind: &str, table: &Table, shape: &Shape) -> Result<(Value, Vec<String>), Status> {
@@ -174,20 +211,14 @@ fn parse_json(body: &[u8], kind: &str, table: &Table, shape: &Shape) -> Result<(
     let seed = Seed { table, shape: Some(shape), path: String::new(), strict: &strict, depth: 0 };
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let parsed = seed.deserialize(&mut deserializer).and_then(|v| deserializer.end().map(|()| v));
-    let value = parsed.map_err(|e| {
-        let problem = if e.is_eof() { "unexpected end of JSON input".to_string() } else { e.to_string() };
-        let head = String::from_utf8_lossy(&body[..body.len().min(22)]).into_owned();
-        let shown = if body.len() > 22 { format!("{head} ...") } else { head };
-        unrecognized(kind, &problem, &shown)
-    })?;
+    let value = parsed.map_err(|e| no_version(kind, &gotext::syntax_error(body, &e), body))?;
     if !value.is_object() {
         let found = go_kind(&value);
         let problem = format!(
             "json: cannot unmarshal {found} into Go value of type struct {{ APIVersion string \"json:\\\"apiVersion,omitempty\\\"\"; \
              Kind string \"json:\\\"kind,omitempty\\\"\" }}"
         );
-        let shown: String = body.iter().take(64).map(|b| format!("{b:02x}")).collect();
-        return Err(unrecognized(kind, &problem, &shown));
+        return Err(no_version(kind, &problem, body));
     }
     Ok((value, strict.into_inner()))
 }
@@ -198,15 +229,36 @@ pub(crate) fn parse_untyped(body: &[u8], kind: &str) -> Result<(Value, Vec<Strin
 }
 
 fn parse_yaml(body: &[u8], kind: &str, table: &Table, shape: &Shape) -> Result<(Value, Vec<String>), Status> {
-    let text = std::str::from_utf8(body).map_err(|_| unrecognized(kind, "yaml: invalid UTF-8", ""))?;
-    let value: Value = serde_saphyr::from_str(text)
-        .map_err(|e| Status::bad_request(format!("error converting YAML to JSON: yaml: {e}")))?;
+    let value: Value = std::str::from_utf8(body)
+        .map_err(|_| "yaml: invalid leading UTF-8 octet".to_owned())
+        .and_then(yaml)
+        .map_err(|e| unrecognized(kind, &e, body))?;
     if !value.is_object() {
-        return Err(unrecognized(kind, "the body is no object", ""));
+        return Err(unrecognized(kind, "the body is no object", body));
     }
     let mut strict = vec![];
     unknown_fields(table, shape, &value, "", &mut strict);
     Ok((value, strict))
+}
+
+/// The first document of a stream; of fields that are given twice the last counts.
+fn yaml(text: &str) -> Result<Value, String> {
+    let mut end = text.len();
+    let (mut at, mut begun) = (0, false);
+    for line in text.split_inclusive('\n') {
+        if begun && (line.trim_end() == "---" || line.starts_with("--- ")) {
+            end = at;
+            break;
+        }
+        begun |= !line.trim().is_empty() && !line.starts_with(['#', '%']) && !line.starts_with("---");
+        at += line.len();
+    }
+    let options = serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+    serde_saphyr::from_str_with_options(&text[..end], options).map_err(|e| {
+        let said = e.to_string();
+        let line = said.split_once("line ").map_or("1", |(_, rest)| rest.split(' ').next().unwrap_or("1"));
+        format!("yaml: line {line}: did not find expected node content")
+    })
 }
 
 /// Parses YAML or JSON without a schema (apply patches).
@@ -404,69 +456,87 @@ fn go_type(table: &Table, shape: &Shape) -> String {
 
 /// Checks types and writes the object as upstream would. The error is upstream's sentence.
 pub fn normalize(table: &Table, shape: &Shape, value: &mut Value) -> Result<(), String> {
-    Normalizer { table }.value(shape, value, "", "")
+    Normalizer { table, keep_empty: false, kept: Cell::new(false) }.value(shape, value, Place::default())
+}
+
+/// [`normalize`], but what is empty stays where it was given: validation tells an empty list from none.
+/// Says whether anything did.
+pub fn read(table: &Table, shape: &Shape, value: &mut Value) -> Result<bool, String> {
+    let normalizer = Normalizer { table, keep_empty: true, kept: Cell::new(false) };
+    normalizer.value(shape, value, Place::default())?;
+    Ok(normalizer.kept.get())
+}
+
+/// Where a value stands, as messages say it.
+#[derive(Clone, Copy, Default)]
+struct Place<'a> {
+    /// The struct that has the field.
+    owner: &'a str,
+    path: &'a str,
+    /// The value's type in Go when it has a name of its own.
+    named: &'a str,
+}
+
+impl<'a> Place<'a> {
+    /// An item of a list or map here.
+    fn item(self) -> Place<'a> {
+        let named = match self.named.strip_prefix("map[") {
+            Some(rest) => rest.split_once(']').map_or("", |(_, item)| item),
+            None => self.named.strip_prefix("[]").unwrap_or(""),
+        };
+        Place { named, ..self }
+    }
 }
 
 struct Normalizer<'a> {
     table: &'a Table,
+    /// Lists, maps and bytes that are empty stay.
+    keep_empty: bool,
+    /// Some did.
+    kept: Cell<bool>,
 }
 
 impl Normalizer<'_> {
-    fn wrong(&self, shape: &Shape, value: &Value, owner: &str, path: &str) -> String {
-        let (found, mut ty) = (go_kind(value), go_type(self.table, shape));
-        if path.ends_with("uid") && matches!(owner, "ObjectMeta" | "OwnerReference" | "ObjectReference") {
-            ty = "types.UID".into();
-        }
+    fn wrong(&self, shape: &Shape, value: &Value, place: Place) -> String {
+        let ty = match (shape, place.named) {
+            (Shape::Time | Shape::MicroTime, _) => "string".into(),
+            (Shape::IntOrString, _) => "int32".into(),
+            (_, "") => go_type(self.table, shape),
+            (_, named) => named.into(),
+        };
         // A number is shown only when it is its value that does not fit.
         let shown = match value {
             Value::Number(n) if matches!(shape, Shape::Int32 | Shape::Int64) => format!("number {n}"),
-            _ => found.to_string(),
+            other => go_kind(other).to_string(),
         };
-        format!("json: cannot unmarshal {shown} into Go struct field {owner}.{path} of type {ty}")
+        format!(
+            "json: cannot unmarshal {shown} into Go struct field {}.{} of type {ty}",
+            place.owner, place.path
+        )
     }
 
-    fn value(&self, shape: &Shape, value: &mut Value, owner: &str, path: &str) -> Result<(), String> {
-        let wrong = |v: &Value| Err(self.wrong(shape, v, owner, path));
-        match shape {
-            Shape::Any => Ok(()),
-            Shape::FieldsV1 => Ok(()),
-            Shape::String => {
-                if value.is_string() {
-                    Ok(())
-                } else {
-                    wrong(value)
-                }
+    fn value(&self, shape: &Shape, value: &mut Value, place: Place) -> Result<(), String> {
+        let fits = match shape {
+            Shape::Any | Shape::FieldsV1 => true,
+            Shape::String => value.is_string(),
+            Shape::Bool => value.is_boolean(),
+            Shape::Number => value.is_number(),
+            Shape::Int64 => value.as_i64().is_some(),
+            Shape::Int32 => value.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+            Shape::IntOrString => {
+                value.is_string() || value.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
             }
-            Shape::Bool => {
-                if value.is_boolean() {
-                    Ok(())
-                } else {
-                    wrong(value)
-                }
-            }
-            Shape::Number => {
-                if value.is_number() {
-                    Ok(())
-                } else {
-                    wrong(value)
-                }
-            }
-            Shape::Int64 => {
-                if value.as_i64().is_some() {
-                    Ok(())
-                } else {
-                    wrong(value)
-                }
-            }
-            Shape::Int32 => match value.as_i64() {
-                Some(n) if i32::try_from(n).is_ok() => Ok(()),
-                Some(n) => Err(format!(
-                    "json: cannot unmarshal number {n} into Go struct field {owner}.{path} of type int32"
-                )),
-                None => wrong(value),
-            },
-            Shape::Bytes => self.bytes(shape, value, owner, path),
-            Shape::Quantity => {
+            Shape::List(_) => value.is_array(),
+            Shape::Map(_) => value.is_object(),
+            Shape::Time | Shape::MicroTime | Shape::Bytes => value.is_string(),
+            Shape::Quantity | Shape::Object(_) => true,
+        };
+        if !fits {
+            return Err(self.wrong(shape, value, place));
+        }
+        match (shape, value) {
+            (Shape::Bytes, value) => self.bytes(value),
+            (Shape::Quantity, value) => {
                 if !matches!(value, Value::String(_) | Value::Number(_)) {
                     return Err("quantities must match the regular expression \
                                 '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'"
@@ -475,43 +545,29 @@ impl Normalizer<'_> {
                 *value = Quantity::kept(value)?.into();
                 Ok(())
             }
-            Shape::IntOrString => match value {
-                Value::String(_) => Ok(()),
-                Value::Number(n) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => Ok(()),
-                v => Err(format!(
-                    "json: cannot unmarshal {} into Go struct field {owner}.{path} of type int32",
-                    go_kind(v)
-                )),
-            },
-            Shape::Time => self.time(value, 0),
-            Shape::MicroTime => self.time(value, 6),
-            Shape::List(item) => {
-                let Value::Array(list) = value else { return wrong(value) };
-                for v in list {
-                    if v.is_null() {
-                        *v = zero(self.table, item);
-                    }
-                    self.value(item, v, owner, path)?;
-                }
-                Ok(())
+            (Shape::Time, value) => self.time(value, 0),
+            (Shape::MicroTime, value) => self.time(value, 6),
+            (Shape::List(item), Value::Array(list)) => {
+                list.iter_mut().try_for_each(|v| self.item(item, v, place))
             }
-            Shape::Map(item) => {
-                let Value::Object(map) = value else { return wrong(value) };
-                for v in map.values_mut() {
-                    if v.is_null() {
-                        *v = zero(self.table, item);
-                    }
-                    self.value(item, v, owner, path)?;
-                }
-                Ok(())
+            (Shape::Map(item), Value::Object(map)) => {
+                map.values_mut().try_for_each(|v| self.item(item, v, place))
             }
-            Shape::Object(id) => self.object(*id, value, owner, path),
+            (Shape::Object(id), value) => self.object(*id, value, place),
+            _ => Ok(()),
         }
     }
 
-    fn bytes(&self, shape: &Shape, value: &Value, owner: &str, path: &str) -> Result<(), String> {
+    fn item(&self, shape: &Shape, value: &mut Value, place: Place) -> Result<(), String> {
+        if value.is_null() {
+            *value = zero(self.table, shape);
+        }
+        self.value(shape, value, place.item())
+    }
+
+    fn bytes(&self, value: &Value) -> Result<(), String> {
         use base64::Engine;
-        let Some(text) = value.as_str() else { return Err(self.wrong(shape, value, owner, path)) };
+        let text = value.as_str().unwrap_or("");
         match base64::engine::general_purpose::STANDARD.decode(text) {
             Ok(_) => Ok(()),
             Err(base64::DecodeError::InvalidByte(at, _)) => {
@@ -522,25 +578,29 @@ impl Normalizer<'_> {
     }
 
     fn time(&self, value: &mut Value, digits: usize) -> Result<(), String> {
-        let Some(text) = value.as_str() else {
-            return Err(format!("json: cannot unmarshal {} into Go value of type string", go_kind(value)));
-        };
+        let text = value.as_str().unwrap_or("").to_owned();
         let parsed: jiff::Timestamp = text.parse().map_err(|_| {
             let layout =
                 if digits == 0 { "2006-01-02T15:04:05Z07:00" } else { "2006-01-02T15:04:05.000000Z07:00" };
             format!("parsing time \"{text}\" as \"{layout}\": cannot parse \"{text}\" as \"2006\"")
         })?;
+        if digits > 0 {
+            exact_fraction(&text, digits)?;
+        }
         *value = if digits == 0 { crate::meta::time(parsed) } else { crate::meta::micro_time(parsed) }.into();
         Ok(())
     }
 
-    fn object(&self, id: usize, value: &mut Value, owner: &str, path: &str) -> Result<(), String> {
+    fn object(&self, id: usize, value: &mut Value, place: Place) -> Result<(), String> {
         let ty = self.table.get(id);
         if let Some(alias) = &ty.alias {
-            return if *alias == Shape::Object(id) { Ok(()) } else { self.value(alias, value, owner, path) };
+            if ty.short_name() == "JSONSchemaPropsOrBool" && !value.is_object() && !value.is_boolean() {
+                return Err("boolean or JSON schema expected".into());
+            }
+            return if *alias == Shape::Object(id) { Ok(()) } else { self.value(alias, value, place) };
         }
         let Value::Object(map) = value else {
-            return Err(self.wrong(&Shape::Object(id), value, owner, path));
+            return Err(self.wrong(&Shape::Object(id), value, place));
         };
         let old = std::mem::take(map);
         for (key, v) in old {
@@ -549,9 +609,19 @@ impl Normalizer<'_> {
             }
         }
         for field in &ty.fields {
-            let child_path = join(path, &field.name);
+            let way =
+                if field.within.is_empty() { place.path.into() } else { join(place.path, &field.within) };
+            let path = join(&way, &field.name);
+            let here = Place { owner: ty.short_name(), path: &path, named: &field.go_type };
             if let Some(v) = map.get_mut(&field.name) {
-                self.value(&field.shape, v, ty.short_name(), &child_path)?;
+                self.value(&field.shape, v, here)?;
+                let collection = matches!(field.shape, Shape::List(_) | Shape::Map(_) | Shape::Bytes);
+                if self.keep_empty && collection {
+                    if crate::value::is_empty(v) {
+                        self.kept.set(true);
+                    }
+                    continue;
+                }
                 if vanishes(field, v) {
                     map.remove(&field.name);
                 } else if !field.pointer
@@ -562,8 +632,13 @@ impl Normalizer<'_> {
                     *v = Value::Null;
                 }
             } else if let Some(mut v) = always_written(self.table, field) {
+                if self.keep_empty && field.shape == Shape::Bytes {
+                    // No bytes are something else than empty ones.
+                    self.kept.set(true);
+                    continue;
+                }
                 if v.is_object() {
-                    self.value(&field.shape, &mut v, ty.short_name(), &child_path)?;
+                    self.value(&field.shape, &mut v, here)?;
                     if vanishes(field, &v) {
                         continue;
                     }
@@ -573,6 +648,21 @@ impl Normalizer<'_> {
         }
         Ok(())
     }
+}
+
+/// A time with a fraction has exactly as many digits in it as it is written with.
+fn exact_fraction(text: &str, digits: usize) -> Result<(), String> {
+    const SECONDS_END: usize = "2006-01-02T15:04:05".len();
+    let rest = text.get(SECONDS_END..).unwrap_or("");
+    let given = rest.strip_prefix('.').map_or(0, |f| f.bytes().take_while(u8::is_ascii_digit).count());
+    let (rest, want) = match given.cmp(&digits) {
+        std::cmp::Ordering::Equal => return Ok(()),
+        std::cmp::Ordering::Less => (rest, ".000000"),
+        std::cmp::Ordering::Greater => (rest.get(1 + digits..).unwrap_or(""), "Z07:00"),
+    };
+    Err(format!(
+        "parsing time \"{text}\" as \"2006-01-02T15:04:05.000000Z07:00\": cannot parse \"{rest}\" as \"{want}\""
+    ))
 }
 
 /// Whether a field with this value is left out.

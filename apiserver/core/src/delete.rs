@@ -110,6 +110,11 @@ pub fn delete(
         return Ok(Deletion::Remove { answer, claims: strategy.release(current) });
     }
     mark(&mut next, ctx, grace);
+    if target.resource.plural == "customresourcedefinitions" {
+        // Its objects go first, however long that takes.
+        take(&mut next["metadata"], "deletionGracePeriodSeconds");
+        return Ok(Deletion::Update { object: next, unchanged: false });
+    }
     if strategy.generation() || !at(current, "metadata.generation").is_null() {
         set(&mut next, "metadata.generation", int(current, "metadata.generation") + 1);
     }
@@ -127,10 +132,15 @@ fn preconditions(target: &Target, current: &Value, options: &DeleteOptions) -> R
         let cause = format!(
             "the {field} in the precondition ({wanted}) does not match the {field} in record ({found}). The object might have been {hint}"
         );
-        let kind = target.resource.group_kind();
+        // Both forms of Event are one kind inside, and that has no group.
+        let event = target.resource.kind == "Event";
+        let kind = if event { "Event".into() } else { target.resource.group_kind() };
         let mut status = Status::conflict(target.resource, target.name, &cause);
         status.message = format!("Operation cannot be fulfilled on {kind} \"{}\": {cause}", target.name);
         status.kind = target.resource.kind.clone();
+        if event {
+            status.group.clear();
+        }
         status
     };
     let uid = text(current, "metadata.uid");
@@ -175,6 +185,9 @@ fn delete_again(
         None => pending,
     };
     if asked == 0 && !waits {
+        if pending > 0 {
+            mark(&mut next, ctx, 0);
+        }
         let answer = strategy.answers_deleted_object().then_some(next);
         return Deletion::Remove { answer, claims: strategy.release(current) };
     }

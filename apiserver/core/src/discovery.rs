@@ -62,7 +62,11 @@ pub fn group(rows: &[&Resource], name: &str) -> Option<Value> {
 
 fn storage_hash(r: &Resource) -> Option<String> {
     r.storage.as_ref()?;
-    let (group, version) = r.storage_version.rsplit_once('/').unwrap_or(("", &r.storage_version));
+    let (group, mut version) = r.storage_version.rsplit_once('/').unwrap_or(("", &r.storage_version));
+    // What upstream still stores in the version before.
+    if r.kind.starts_with("MutatingAdmissionPolicy") {
+        version = "v1beta1";
+    }
     let digest = Sha256::digest(format!("{group}/{version}/{}", r.kind));
     Some(STANDARD.encode(&digest[..8]))
 }

@@ -364,11 +364,10 @@ fn applied(
     let merged = merge::merge(table, shape, before, &config);
     let last = entries.iter().find(|e| e.is(&own)).cloned();
     entries.retain(|e| !e.is(&own));
-    let next = match &last {
-        Some(last) => prune(table, shape, merged, &last.set, &own.set, &entries),
-        None => merged,
-    };
-    let difference = stripped(merge::compare(table, shape, before, &next), target);
+    let gone = last.as_ref().map(|last| pruned(&last.set, &own.set, &entries)).unwrap_or_default();
+    let next = merge::without(table, shape, &merged, &gone);
+    let emptied = merge::emptied(table, shape, &merged, &gone);
+    let difference = stripped(merge::compare(table, shape, before, &emptied), target);
     let changed = difference.added.union(&difference.modified);
     let conflicts: Vec<(usize, FieldSet)> = entries
         .iter()
@@ -410,18 +409,10 @@ fn last_applied(
     }
 }
 
-/// Takes out what the manager stated last time, states no longer, and nobody else owns.
-fn prune(
-    table: &keelson_api::schema::Table,
-    shape: &Shape,
-    merged: Value,
-    last: &FieldSet,
-    own: &FieldSet,
-    others: &[Entry],
-) -> Value {
+/// What the manager stated last time, states no longer, and nobody else owns.
+fn pruned(last: &FieldSet, own: &FieldSet, others: &[Entry]) -> FieldSet {
     let kept = others.iter().fold(own.clone(), |all, e| all.union(&e.set)).with_named_parents();
-    let gone = last.difference(&kept);
-    merge::without(table, shape, &merged, &gone)
+    last.difference(&kept)
 }
 
 fn conflict(entries: &[Entry], conflicts: &[(usize, FieldSet)]) -> Status {

@@ -245,10 +245,15 @@ fn lay(place: Place, under: &Value, over: &Value) -> Value {
 
 /// The object without the members of a set (and all that is below them).
 pub fn without(table: &Table, shape: &Shape, object: &Value, gone: &FieldSet) -> Value {
-    cut(Place::root(table, shape), object, gone)
+    cut(Place::root(table, shape), object, gone, false)
 }
 
-fn cut(place: Place, value: &Value, gone: &FieldSet) -> Value {
+/// The same, with what is empty for it: who owns such a parent goes on to own it.
+pub fn emptied(table: &Table, shape: &Shape, object: &Value, gone: &FieldSet) -> Value {
+    cut(Place::root(table, shape), object, gone, true)
+}
+
+fn cut(place: Place, value: &Value, gone: &FieldSet, keep: bool) -> Value {
     if gone.is_empty() {
         return value.clone();
     }
@@ -261,9 +266,9 @@ fn cut(place: Place, value: &Value, gone: &FieldSet) -> Value {
                 if member {
                     continue;
                 }
-                let left = below.map_or_else(|| child.clone(), |b| cut(place.member(name), child, b));
+                let left = below.map_or_else(|| child.clone(), |b| cut(place.member(name), child, b, keep));
                 // What is empty now and was not before goes as well.
-                if !is_empty(&left) || is_empty(child) {
+                if keep || !is_empty(&left) || is_empty(child) {
                     out.insert(name.clone(), left);
                 }
             }
@@ -274,7 +279,7 @@ fn cut(place: Place, value: &Value, gone: &FieldSet) -> Value {
             for item in list {
                 let (member, below) = gone.below(&place.element(&form, item));
                 if !member {
-                    out.push(below.map_or_else(|| item.clone(), |b| cut(place.item(), item, b)));
+                    out.push(below.map_or_else(|| item.clone(), |b| cut(place.item(), item, b, keep)));
                 }
             }
             Value::Array(out)

@@ -36,7 +36,9 @@ pub fn prepare_create(target: &Target, object: &mut Value, ctx: &Context) -> Res
     let prefix = text(object, "metadata.generateName").to_string();
     if text(object, "metadata.name").is_empty() && !prefix.is_empty() {
         let base: String = prefix.chars().take(GENERATE_BASE).collect();
-        set(object, "metadata.name", format!("{base}{}", ctx.suffix));
+        // Addresses are not made up: there the prefix itself is found wanting.
+        let suffix = if target.resource.kind == "IPAddress" { "" } else { ctx.suffix };
+        set(object, "metadata.name", format!("{base}{suffix}"));
     }
     Ok(())
 }
@@ -128,6 +130,28 @@ pub fn validate(target: &Target, object: &Value, name_check: NameCheck, errors: 
         }
     }
     validate_common(meta, &path, errors);
+    finalizers(meta, &path, !plain_finalizers(target), errors);
+}
+
+/// Kinds that take a finalizer without a domain: only the older kinds look twice.
+fn plain_finalizers(target: &Target) -> bool {
+    if target.resource.kind == "Event" && target.resource.group.is_empty() {
+        return true;
+    }
+    let newer = [
+        "PodDisruptionBudget",
+        "Lease",
+        "RuntimeClass",
+        "ValidatingWebhookConfiguration",
+        "MutatingWebhookConfiguration",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+        "MutatingAdmissionPolicy",
+        "MutatingAdmissionPolicyBinding",
+        "CustomResourceDefinition",
+        "APIService",
+    ];
+    target.resource.definition.is_some() || newer.contains(&target.resource.kind.as_str())
 }
 
 fn validate_common(meta: &Value, path: &Path, errors: &mut ErrorList) {
@@ -141,7 +165,6 @@ fn validate_common(meta: &Value, path: &Path, errors: &mut ErrorList) {
     labels(&meta["labels"], &path.child("labels"), errors);
     annotations(&meta["annotations"], &path.child("annotations"), errors);
     owner_references(&meta["ownerReferences"], &path.child("ownerReferences"), errors);
-    finalizers(meta, path, errors);
 }
 
 pub fn labels(labels: &Value, path: &Path, errors: &mut ErrorList) {
@@ -208,14 +231,14 @@ fn in_order(references: &Value) -> String {
     format!("[{}]", all.join(","))
 }
 
-fn finalizers(meta: &Value, path: &Path, errors: &mut ErrorList) {
+fn finalizers(meta: &Value, path: &Path, qualified: bool, errors: &mut ErrorList) {
     let path = path.child("finalizers");
     let list: Vec<&str> = items(meta, "finalizers").iter().filter_map(Value::as_str).collect();
     for (i, f) in list.iter().enumerate() {
         for problem in names::qualified_name(f) {
             errors.push(FieldError::invalid(&path, *f, &problem));
         }
-        if !f.contains('/') && !["foregroundDeletion", "orphan", "kubernetes"].contains(f) {
+        if qualified && !f.contains('/') && !["foregroundDeletion", "orphan", "kubernetes"].contains(f) {
             let detail = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid(&path.index(i), *f, detail));
         }
@@ -227,17 +250,20 @@ fn finalizers(meta: &Value, path: &Path, errors: &mut ErrorList) {
 }
 
 /// Validates what an update does to metadata.
-pub fn validate_update(current: &Value, new: &Value, errors: &mut ErrorList) {
+pub fn validate_update(target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
     let path = Path::new("metadata");
-    // Upstream looks twice (generic and per kind), and both findings are among the causes.
-    let looks = if looked_at_once(text(new, "kind")) { 1 } else { 2 };
-    for _ in 0..looks {
-        new_finalizers(current, new, &path, errors);
-    }
-    for _ in 0..2 {
+    // Upstream looks twice (generic and per kind), each time at the object and at the change; all is among the causes.
+    let once = looked_at_once(text(new, "kind"))
+        || (target.resource.kind == "Event" && target.resource.group.is_empty());
+    for look in 0..2 {
+        validate_common(&new["metadata"], &path, errors);
+        finalizers(&new["metadata"], &path, !plain_finalizers(target), errors);
+        if look == 0 || !once {
+            new_finalizers(current, new, &path, errors);
+        }
         immutable(current, new, &path, errors);
+        validate_common(&new["metadata"], &path, errors);
     }
-    validate_common(&new["metadata"], &path, errors);
 }
 
 fn looked_at_once(kind: &str) -> bool {

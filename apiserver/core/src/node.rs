@@ -57,6 +57,9 @@ pub fn authorize(a: &Attributes, view: &dyn View) -> Decision {
         }
         ("", "pods", _) => pods(a, node, view),
         ("", "nodes", "" | "status") => match verb {
+            "get" if a.name.is_empty() => {
+                deny(&format!("node '{node}' cannot read all nodes, only its own Node object"))
+            }
             "create" | "get" | "list" | "watch" => allow(),
             "update" | "patch" | "delete" if a.name == node || a.name.is_empty() => allow(),
             _ => deny("node can only modify itself"),

@@ -1,7 +1,7 @@
 //! OpenAPI documents, made from the resource table and the schema table: version 3 per group and version, version 2 as one.
 //!
 //! They carry what clients decide by: names and types of fields, list types and merge keys, group-version-kinds, and that
-//! `dryRun` and `fieldValidation` are understood. Prose is left out.
+//! `dryRun` and `fieldValidation` are understood; and what the published API says about each type and field.
 
 use keelson_api::resource::{Resource, Subresource};
 use keelson_api::schema::{Field, ListType, Shape, Table, Type, TypeId, builtin};
@@ -382,13 +382,17 @@ impl Document {
         };
         if !ty.fields.is_empty() {
             let properties: Map<String, Value> =
-                ty.fields.iter().map(|f| (f.name.clone(), self.field_schema(table, f))).collect();
+                ty.fields.iter().map(|f| (f.name.clone(), self.field_schema(table, ty, f))).collect();
             out["properties"] = properties.into();
             let required: Vec<&str> =
                 ty.fields.iter().filter(|f| f.required).map(|f| f.name.as_str()).collect();
             if !required.is_empty() {
                 out["required"] = json!(required);
             }
+        }
+        let about = crate::prose::about(&ty.name);
+        if !about.is_empty() {
+            out["description"] = about.into();
         }
         if ty.atomic {
             out["x-kubernetes-map-type"] = "atomic".into();
@@ -400,9 +404,13 @@ impl Document {
         out
     }
 
-    fn field_schema(&self, table: &Table, field: &Field) -> Value {
+    fn field_schema(&self, table: &Table, ty: &Type, field: &Field) -> Value {
         let mut out = self.shape_schema(table, &field.shape);
         let mut extra = Map::new();
+        let about = crate::prose::about(&format!("{}.{}", ty.name, field.name));
+        if !about.is_empty() {
+            extra.insert("description".into(), about.into());
+        }
         match &field.list {
             Some(ListType::Map(keys)) => {
                 extra.insert("x-kubernetes-list-type".into(), "map".into());

@@ -3,6 +3,7 @@
 //! The patched object goes through the same door as a PUT ([`crate::update`]), so nothing a patch does escapes validation.
 
 use crate::context::{Context, FieldValidation, Outcome, PatchType, Target, WriteOptions};
+use crate::gotext::{self, Touched};
 use crate::value::{take, text};
 use crate::{decode, managed, meta, scale, strategic, write};
 use keelson_api::{FieldError, Path, Status};
@@ -26,9 +27,12 @@ pub fn patch(
         return Err(Status::not_found(target.resource, target.name));
     };
     let is_scale = target.subresource == Some("scale");
-    let before = if is_scale { scale::read(target.resource, current)? } else { current.clone() };
-    let (mut patched, strict) = apply_patch(target, &before, patch_type, body)?;
-    check_kind(target, &patched)?;
+    let before = if is_scale { scale::to_write(target.resource, current)? } else { current.clone() };
+    let parsed = parse(body, patch_type)?;
+    let (mut patched, mut strict) = apply_patch(target, &before, patch_type, parsed.0.clone())?;
+    strict.splice(0..0, parsed.1.iter().cloned());
+    let shown = Shown { target, patch_type, patch: &parsed.0, before: &before };
+    check_kind(target, &patched, &shown)?;
     let (group, version, kind) = decode::body_kind(target);
     crate::value::set(
         &mut patched,
@@ -36,23 +40,16 @@ pub fn patch(
         if group.is_empty() { version } else { format!("{group}/{version}") },
     );
     crate::value::set(&mut patched, "kind", kind);
-    let shown = patched.clone();
-    decode::canonical(target, &mut patched).map_err(|e| match patch_type {
-        PatchType::Strategic if e.starts_with("illegal") => {
-            let shown = go_map(&serde_json::from_slice(body).unwrap_or(Value::Null));
-            unprocessable(&shown, &format!("error decoding from json: {e}"))
-        }
-        PatchType::Strategic => {
-            unprocessable(&go_map(&serde_json::from_slice(body).unwrap_or(Value::Null)), &e)
-        }
-        _ => unprocessable(&shown.to_string(), &e),
+    let as_patched = patched.clone();
+    decode::readable(target, &mut patched).map_err(|e| {
+        let illegal = patch_type == PatchType::Strategic && e.starts_with("illegal");
+        let problem = if illegal { format!("error decoding from json: {e}") } else { e };
+        unprocessable(&shown.text(&as_patched), &problem)
     })?;
     let strict = if options.field_validation == FieldValidation::Ignore { vec![] } else { strict };
     if options.field_validation == FieldValidation::Strict && !strict.is_empty() {
-        return Err(unprocessable(
-            &shown.to_string(),
-            &format!("strict decoding error: {}", strict.join(", ")),
-        ));
+        let problem = format!("strict decoding error: {}", strict.join(", "));
+        return Err(unprocessable(&shown.text(&as_patched), &problem));
     }
     // Unless the patch names a version, it is meant for whatever is there.
     if text(&patched, "metadata.resourceVersion").is_empty() {
@@ -61,26 +58,69 @@ pub fn patch(
     if !target.resource.namespaced {
         take(&mut patched, "metadata.namespace");
     }
-    let mut outcome = if is_scale {
-        scale::update(target, Some(current), patched, options, ctx)?
+    let written = if is_scale {
+        scale::update(target, Some(current), patched, options, ctx)
     } else {
-        meta::check_name(target, &patched)?;
-        meta::place(target, &mut patched)?;
-        write::update_existing(target, current, patched, options, ctx)?
+        meta::check_name(target, &patched)
+            .and_then(|()| meta::place(target, &mut patched))
+            .and_then(|()| write::update_existing(target, current, patched, options, ctx))
     };
-    outcome.warnings.splice(0..0, strict);
-    Ok(outcome)
+    match written {
+        Ok(mut outcome) => {
+            outcome.warnings.splice(0..0, strict);
+            Ok(outcome)
+        }
+        Err(mut status) => {
+            status.warnings.splice(0..0, strict);
+            Err(status)
+        }
+    }
+}
+
+/// What an error shows of a patch: the object as the patch leaves it, or of a strategic patch the patch.
+struct Shown<'a> {
+    target: &'a Target<'a>,
+    patch_type: PatchType,
+    patch: &'a Value,
+    before: &'a Value,
+}
+
+impl Shown<'_> {
+    fn text(&self, patched: &Value) -> String {
+        let touched = match self.patch_type {
+            PatchType::Json => Touched::by_operations(self.patch),
+            PatchType::Merge => Touched::by_merge(self.before, self.patch),
+            _ => return go_map(self.patch),
+        };
+        match decode::types_for(self.target) {
+            Ok((table, shape)) if decode::custom(self.target).is_none() => {
+                gotext::patched(table, &shape, patched, &touched)
+            }
+            _ => patched.to_string(),
+        }
+    }
+}
+
+/// The patch, and what is in it twice.
+fn parse(body: &[u8], patch_type: PatchType) -> Result<(Value, Vec<String>), Status> {
+    let decoding = |e: &dyn std::fmt::Display| Status::bad_request(format!("error decoding patch: {e}"));
+    let parsed: Value = serde_json::from_slice(body)
+        .map_err(|e| if e.is_eof() { decoding(&"unexpected end of JSON input") } else { decoding(&e) })?;
+    // Only of a merge patch are the paths those of the object.
+    let twice = match patch_type {
+        PatchType::Merge => decode::parse_untyped(body, "").map(|(_, twice)| twice).unwrap_or_default(),
+        _ => vec![],
+    };
+    Ok((parsed, twice))
 }
 
 fn apply_patch(
     target: &Target,
     before: &Value,
     patch_type: PatchType,
-    body: &[u8],
+    parsed: Value,
 ) -> Result<(Value, Vec<String>), Status> {
     let decoding = |e: &dyn std::fmt::Display| Status::bad_request(format!("error decoding patch: {e}"));
-    let parsed: Value = serde_json::from_slice(body)
-        .map_err(|e| if e.is_eof() { decoding(&"unexpected end of JSON input") } else { decoding(&e) })?;
     if patch_type == PatchType::Strategic && decode::custom(target).is_some() {
         return Err(unknown_patch());
     }
@@ -123,7 +163,7 @@ fn unknown_patch() -> Status {
     Status::unsupported_media_type(&accepted)
 }
 
-fn check_kind(target: &Target, patched: &Value) -> Result<(), Status> {
+fn check_kind(target: &Target, patched: &Value, shown: &Shown) -> Result<(), Status> {
     let (group, version, kind) = decode::body_kind(target);
     let want = if group.is_empty() { version } else { format!("{group}/{version}") };
     let (given_version, given_kind) = (text(patched, "apiVersion"), text(patched, "kind"));
@@ -131,9 +171,18 @@ fn check_kind(target: &Target, patched: &Value) -> Result<(), Status> {
     if fits(given_version, &want) && fits(given_kind, &kind) {
         return Ok(());
     }
-    let detail =
-        format!("{given_kind} in version \"{given_version}\" is not what this path takes ({kind} in {want})");
-    Err(unprocessable(&patched.to_string(), &detail))
+    // It is read as what it says it is.
+    let (given_group, version) = given_version.split_once('/').unwrap_or(("", given_version));
+    let detail = match decode::shape_of(given_group, version, given_kind) {
+        Some(shape) => match decode::read(keelson_api::schema::builtin(), &shape, &mut patched.clone()) {
+            Err(problem) => problem,
+            Ok(_) => format!("unable to decode {given_version}, Kind={given_kind} into {want}, Kind={kind}"),
+        },
+        None => format!(
+            "no kind \"{given_kind}\" is registered for version \"{given_version}\" in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+        ),
+    };
+    Err(unprocessable(&shown.text(patched), &detail))
 }
 
 /// 422 about the result of a patch, without naming an object.
@@ -144,7 +193,8 @@ pub(crate) fn unprocessable(shown: &str, problem: &str) -> Status {
 fn json_patch(before: &Value, parsed: Value) -> Result<Value, Status> {
     let decoding = |what: &str| Status::bad_request(format!("error decoding patch: {what}"));
     let operations = match &parsed {
-        Value::Array(list) => list,
+        Value::Array(list) => list.as_slice(),
+        Value::Null => &[],
         other => {
             let found = decode::go_kind(other);
             return Err(decoding(&format!(
@@ -183,6 +233,11 @@ fn json_patch(before: &Value, parsed: Value) -> Result<Value, Status> {
 fn lenient(operation: &Value, object: &Value) -> Value {
     let mut operation = operation.clone();
     let kind = text(&operation, "op").to_string();
+    for field in ["path", "from"] {
+        if let Some(given) = operation[field].as_str() {
+            operation[field] = pointer(given, object, kind != "add").into();
+        }
+    }
     if kind == "test" && operation["value"].is_null() && object.pointer(text(&operation, "path")).is_none() {
         // What is not there is null.
         return serde_json::json!({"op": "test", "path": "", "value": object});
@@ -201,6 +256,34 @@ fn lenient(operation: &Value, object: &Value) -> Value {
         }
     }
     operation
+}
+
+/// A pointer as upstream's library reads it: what stands before the first slash is skipped, a tilde may stand alone,
+/// items of lists are counted from the end with a minus, and their numbers may begin with zeros.
+fn pointer(given: &str, object: &Value, exists: bool) -> String {
+    let Some((_, rest)) = given.split_once('/') else { return String::new() };
+    let mut at = Some(object);
+    let mut out = String::new();
+    for token in rest.split('/') {
+        let mut token =
+            token.replace("~0", "\u{0}0").replace("~1", "\u{0}1").replace('~', "~0").replace('\u{0}', "~");
+        if let Some(Value::Array(list)) = at
+            && let Ok(n) = token.parse::<i64>()
+            && exists
+        {
+            let n = if n < 0 { n + list.len() as i64 } else { n };
+            token = n.to_string();
+        }
+        let key = token.replace("~1", "/").replace("~0", "~");
+        at = match at {
+            Some(Value::Array(list)) => token.parse::<usize>().ok().and_then(|i| list.get(i)),
+            Some(other) => other.get(&key),
+            None => None,
+        };
+        out.push('/');
+        out.push_str(&token);
+    }
+    out
 }
 
 /// RFC 7386.

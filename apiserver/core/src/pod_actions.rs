@@ -18,13 +18,14 @@ pub fn bind(target: &Target, pod: &Value, binding: &Value, ctx: &Context) -> Res
         errors.push(FieldError::required(&path.child("name"), ""));
     }
     let name = text(binding, "metadata.name");
-    if !errors.is_empty() {
-        return Err(Status::invalid_kind("", "Binding", name, errors));
-    }
     if !name.is_empty() && name != target.name {
-        let message =
-            format!("the name of the object ({name}) does not match the name on the URL ({})", target.name);
-        return Err(Status::bad_request(message));
+        return Err(Status::bad_request("name in URL does not match name in Binding object"));
+    }
+    if !errors.is_empty() {
+        // Upstream gives its finding away as it is.
+        let all: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let message = if all.len() == 1 { all.concat() } else { format!("[{}]", all.join(", ")) };
+        return Err(Status { code: 500, message, bare: true, ..Status::default() });
     }
     let conflict = |cause: String| {
         let mut status = Status::conflict(target.resource, target.name, &cause);
@@ -35,10 +36,7 @@ pub fn bind(target: &Target, pod: &Value, binding: &Value, ctx: &Context) -> Res
     };
     let uid = text(binding, "metadata.uid");
     if !uid.is_empty() && uid != text(pod, "metadata.uid") {
-        let found = text(pod, "metadata.uid");
-        return Err(conflict(format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {found}"
-        )));
+        return Err(crate::write::uid_mismatch(target, uid, text(pod, "metadata.uid")));
     }
     if terminating(pod) {
         return Err(conflict(format!("pod {} is being deleted, cannot be assigned to a host", target.name)));
@@ -93,13 +91,11 @@ pub struct Eviction {
 pub fn evict(target: &Target, pod: &Value, eviction: &Value, ctx: &Context) -> Result<Eviction, Status> {
     let name = text(eviction, "metadata.name");
     if !name.is_empty() && name != target.name {
-        let message =
-            format!("name in URL does not match name in Eviction object: {} != {name}", target.name);
-        return Err(Status::bad_request(message));
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let options = DeleteOptions::from_value(at(eviction, "deleteOptions"))?;
     let main = Target { subresource: None, ..*target };
-    let deletion = || crate::delete::delete(&main, pod, &options, ctx);
+    let deletion = || crate::delete::delete(&main, &evicted(pod, ctx), &options, ctx);
     let phase = text(pod, "status.phase");
     if phase == "Succeeded" || phase == "Failed" || phase == "Pending" || terminating(pod) {
         return Ok(Eviction { budget: None, deletion: deletion()? });
@@ -113,11 +109,8 @@ pub fn evict(target: &Target, pod: &Value, eviction: &Value, ctx: &Context) -> R
         [] => return Ok(Eviction { budget: None, deletion: deletion()? }),
         [one] => one,
         _ => {
-            let mut status = Status::internal(
-                "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-            );
-            status.message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.".into();
-            return Err(status);
+            let message = "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.";
+            return Err(Status { code: 500, message: message.into(), bare: true, ..Status::default() });
         }
     };
     let ready = items(pod, "status.conditions")
@@ -136,6 +129,21 @@ pub fn evict(target: &Target, pod: &Value, eviction: &Value, ctx: &Context) -> R
         return Ok(Eviction { budget: None, deletion: deletion()? });
     }
     Ok(Eviction { budget: Some(next), deletion: deletion()? })
+}
+
+/// A pod that says why it goes.
+pub fn evicted(pod: &Value, ctx: &Context) -> Value {
+    let mut pod = pod.clone();
+    let mut list = items(&pod, "status.conditions").to_vec();
+    if list.iter().any(|c| text(c, "type") == "DisruptionTarget") {
+        return pod;
+    }
+    list.push(json!({
+        "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
+        "lastProbeTime": null, "lastTransitionTime": crate::meta::time(ctx.now),
+    }));
+    set(&mut pod, "status.conditions", list);
+    pod
 }
 
 /// Takes one disruption from a budget.
@@ -169,6 +177,15 @@ fn disrupt(target: &Target, budget: &Value, ctx: &Context) -> Result<Value, Stat
     let mut next = budget.clone();
     take(&mut next, "metadata.resourceVersion");
     set(&mut next, "status.disruptionsAllowed", allowed - 1);
+    let (state, reason) =
+        if allowed > 1 { ("True", "SufficientPods") } else { ("False", "InsufficientPods") };
+    let mut conditions = items(&next, "status.conditions").to_vec();
+    conditions.retain(|c| text(c, "type") != "DisruptionAllowed");
+    conditions.push(json!({
+        "type": "DisruptionAllowed", "status": state, "reason": reason, "message": "",
+        "observedGeneration": observed, "lastTransitionTime": crate::meta::time(ctx.now),
+    }));
+    set(&mut next, "status.conditions", conditions);
     let status = &mut next["status"];
     crate::value::object_mut(status, "disruptedPods")
         .insert(target.name.into(), crate::meta::time(ctx.now).into());
@@ -197,6 +214,12 @@ pub fn token_request(
     let path = Path::new("spec");
     let seconds = at(request, "spec.expirationSeconds").as_i64().unwrap_or(3600);
     let mut errors = ErrorList::new();
+    let named = text(request, "metadata.name");
+    if !named.is_empty() && named != target.name {
+        let detail = "must match the service account name if specified";
+        errors.push(FieldError::invalid(&Path::new("metadata").child("name"), named, detail));
+        return Err(Status::invalid_kind("authentication.k8s.io", "TokenRequest", target.name, errors));
+    }
     let at_seconds = path.child("expirationSeconds");
     if seconds < MIN_TOKEN_SECONDS {
         errors.push(FieldError::invalid(
@@ -212,7 +235,8 @@ pub fn token_request(
         ));
     }
     if !errors.is_empty() {
-        return Err(Status::invalid_kind("authentication.k8s.io", "TokenRequest", target.name, errors));
+        let name = text(request, "metadata.name");
+        return Err(Status::invalid_kind("authentication.k8s.io", "TokenRequest", name, errors));
     }
     let namespace = target.namespace;
     let issued = ctx.now.as_second();
@@ -246,13 +270,14 @@ fn bound_object(target: &Target, request: &Value, private: &mut Value, ctx: &Con
         return Ok(());
     }
     let (kind, name, uid) = (text(reference, "kind"), text(reference, "name"), text(reference, "uid"));
-    let (plural, namespace) = match (text(reference, "apiVersion"), kind) {
-        ("v1", "Pod") => ("pods", target.namespace),
-        ("v1", "Secret") => ("secrets", target.namespace),
-        ("v1", "Node") => ("nodes", ""),
-        (version, _) => {
-            let message =
-                format!("cannot bind token for serviceaccount to object type {kind:?} of {version:?}");
+    let (group, version) =
+        text(reference, "apiVersion").split_once('/').unwrap_or(("", text(reference, "apiVersion")));
+    let (plural, namespace) = match (group, kind) {
+        ("", "Pod") => ("pods", target.namespace),
+        ("", "Secret") => ("secrets", target.namespace),
+        ("", "Node") => ("nodes", ""),
+        _ => {
+            let message = format!("cannot bind token to object of type {group}/{version}, Kind={kind}");
             return Err(Status::bad_request(message));
         }
     };
@@ -266,7 +291,10 @@ fn bound_object(target: &Target, request: &Value, private: &mut Value, ctx: &Con
         let cause = format!(
             "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
         );
-        return Err(Status::conflict(resource, name, &cause));
+        let mut status = Status::conflict(resource, name, &cause);
+        status.message = format!("Operation cannot be fulfilled on {kind} \"{name}\": {cause}");
+        status.kind = kind.to_owned();
+        return Err(status);
     }
     if kind == "Pod" {
         let account = text(&object, "spec.serviceAccountName");

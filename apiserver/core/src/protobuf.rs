@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
                 Wire::Bytes(self.take(length)?)
             }
             5 => Wire::Fixed(self.fixed(4)?),
-            other => return Err(format!("proto: wrong wireType = {other}")),
+            other => return Err(format!("proto: illegal wireType {other}")),
         };
         Ok(Some((tag, wire)))
     }

@@ -24,11 +24,13 @@ pub mod jobs;
 pub mod namespaces;
 pub mod networking;
 pub mod nodes;
+pub mod pod_features;
 pub mod pod_scheduling;
 pub mod pod_spec;
 pub mod pod_update;
 pub mod pod_validate;
 pub mod pod_volumes;
+pub mod pod_warnings;
 pub mod pods;
 pub mod policy;
 pub mod rbac_kinds;
@@ -44,6 +46,12 @@ pub mod volumes;
 pub trait Strategy: Sync {
     /// Fills in defaults. Idempotent, and depends on the object alone.
     fn default(&self, _object: &mut Value) {}
+    /// Defaults that a new object gets when it is read from the store.
+    fn default_stored(&self, _object: &mut Value) {}
+    /// How often an update is validated as a whole: upstream does so twice for some kinds, and all findings are causes.
+    fn looks_on_update(&self) -> usize {
+        1
+    }
     fn name_check(&self) -> NameCheck {
         names::dns1123_subdomain
     }
@@ -51,9 +59,13 @@ pub trait Strategy: Sync {
     fn generation(&self) -> bool {
         false
     }
+    /// The count begins with 1 when an object is made.
+    fn generation_from_the_start(&self) -> bool {
+        self.generation()
+    }
     /// Fields outside `metadata` and `status` whose change counts as one of the spec.
     fn spec_changed(&self, old: &Value, new: &Value) -> bool {
-        old["spec"] != new["spec"]
+        !crate::value::same(&old["spec"], &new["spec"])
     }
     /// A new object keeps the status it came with.
     fn keeps_status_on_create(&self) -> bool {
@@ -80,11 +92,21 @@ pub trait Strategy: Sync {
         vec![]
     }
     fn validate(&self, _object: &Value, _errors: &mut ErrorList) {}
+    /// What fails before a new object is looked at as a whole.
+    fn before_create(&self, _target: &Target, _object: &Value) -> Result<(), Status> {
+        Ok(())
+    }
+    /// What may not change, where that is found before anything is wrong with the new object itself.
+    fn validate_change(&self, _target: &Target, _current: &Value, _new: &Value, _errors: &mut ErrorList) {}
     /// What the new object may not be, given the current one. Metadata and `validate` are done by the caller.
     fn validate_update(&self, _target: &Target, _current: &Value, _new: &Value, _errors: &mut ErrorList) {}
     /// Texts for `Warning` headers.
     fn warnings(&self, _object: &Value) -> Vec<String> {
         vec![]
+    }
+    /// The same for an object that was changed.
+    fn warnings_on_update(&self, _current: &Value, new: &Value) -> Vec<String> {
+        self.warnings(new)
     }
 }
 

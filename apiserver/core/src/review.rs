@@ -20,6 +20,10 @@ pub fn review(target: &Target, mut object: Value, ctx: &Context) -> Result<Value
                 groups: strings(at(&object, "spec.groups")),
                 extra: extra(at(&object, "spec.extra")),
             };
+            if target.resource.namespaced {
+                crate::meta::place(target, &mut object)?;
+                take(&mut object, "metadata.namespace");
+            }
             check(target, &object, Some(&user))?;
             access(target, object, user, ctx)
         }
@@ -61,11 +65,8 @@ fn check(target: &Target, object: &Value, user: Option<&UserInfo>) -> Result<(),
     match (spec["resourceAttributes"].is_null(), spec["nonResourceAttributes"].is_null()) {
         (false, false) => {
             let detail = "cannot be specified in combination with resourceAttributes";
-            errors.push(FieldError::invalid(
-                &path.child("nonResourceAttributes"),
-                spec["nonResourceAttributes"].clone(),
-                detail,
-            ));
+            let shown = non_resource(spec);
+            errors.push(FieldError::invalid_shown(&path.child("nonResourceAttributes"), &shown, detail));
         }
         (true, true) => {
             let mut shown = spec.clone();
@@ -83,9 +84,16 @@ fn check(target: &Target, object: &Value, user: Option<&UserInfo>) -> Result<(),
         let detail = "at least one of user or group must be specified";
         errors.push(FieldError::invalid(&path.child("user"), "", detail));
     }
+    for field in ["fieldSelector", "labelSelector"] {
+        selector(
+            &spec["resourceAttributes"][field],
+            &path.child("resourceAttributes").child(field),
+            &mut errors,
+        );
+    }
     if target.resource.plural == "localsubjectaccessreviews" {
         let asked = text(spec, "resourceAttributes.namespace");
-        if asked != target.namespace {
+        if spec["resourceAttributes"].is_object() && asked != target.namespace {
             let detail = "must match metadata.namespace";
             errors.push(FieldError::invalid(
                 &path.child("resourceAttributes").child("namespace"),
@@ -94,10 +102,54 @@ fn check(target: &Target, object: &Value, user: Option<&UserInfo>) -> Result<(),
             ));
         }
     }
+    if target.resource.plural == "localsubjectaccessreviews" && spec["nonResourceAttributes"].is_object() {
+        let detail = "disallowed on this kind of request";
+        errors.push(FieldError::invalid_shown(
+            &path.child("nonResourceAttributes"),
+            &non_resource(spec),
+            detail,
+        ));
+    }
+    if !text(object, "metadata.name").is_empty() && target.resource.plural != "localsubjectaccessreviews" {
+        let table = keelson_api::schema::builtin();
+        let shape = table.id(keelson_api::schema::OBJECT_META).map(keelson_api::schema::Shape::Object);
+        let mut meta = object["metadata"].clone();
+        // The server's own notes on who wrote it come with it.
+        take(&mut meta, "creationTimestamp");
+        let shown = shape.map_or_else(String::new, |shape| crate::gotext::in_order(table, &shape, &meta));
+        errors.push(FieldError::invalid_shown(&Path::new("metadata"), &shown, "must be empty"));
+    }
     if errors.is_empty() {
         return Ok(());
     }
     Err(Status::invalid_kind(&target.resource.group, "", "", errors))
+}
+
+fn non_resource(spec: &Value) -> String {
+    crate::gotext::inner("authorization.v1.NonResourceAttributes", &spec["nonResourceAttributes"])
+}
+
+/// The selector an access is limited to: as text, or taken apart.
+fn selector(selector: &Value, path: &Path, errors: &mut ErrorList) {
+    let raw = text(selector, "rawSelector");
+    let requirements = items(selector, "requirements");
+    if !raw.is_empty() && !requirements.is_empty() {
+        let detail = "may not specified at the same time as requirements";
+        errors.push(FieldError::invalid(&path.child("rawSelector"), raw, detail));
+    }
+    for (i, r) in requirements.iter().enumerate() {
+        let at_i = path.child("requirements").index(i);
+        if text(r, "key").is_empty() {
+            errors.push(FieldError::required(&at_i.child("key"), "must be specified"));
+        }
+    }
+}
+
+/// Which of the selectors as text cannot be read.
+fn unreadable(attributes: &Value) -> Option<String> {
+    let label = text(attributes, "labelSelector.rawSelector");
+    let wrong = !label.is_empty() && keelson_api::LabelSelector::parse(label).is_err();
+    wrong.then(|| "spec.resourceAttributes.labelSelector ignored due to parse error".into())
 }
 
 fn access(target: &Target, mut object: Value, user: UserInfo, ctx: &Context) -> Result<Value, Status> {
@@ -130,6 +182,9 @@ fn access(target: &Target, mut object: Value, user: UserInfo, ctx: &Context) -> 
         crate::Decision::Allow { reason } | crate::Decision::Deny { reason } => reason.clone(),
     };
     let mut status = json!({"allowed": decision.allowed()});
+    if let Some(problem) = unreadable(&object["spec"]["resourceAttributes"]) {
+        set(&mut status, "evaluationError", problem);
+    }
     if !reason.is_empty() {
         set(&mut status, "reason", reason);
     }

@@ -9,6 +9,15 @@ use serde_json::{Value, json};
 
 /// The Scale of an object.
 pub fn read(resource: &Resource, object: &Value) -> Result<Value, Status> {
+    view(resource, object, false)
+}
+
+/// The Scale a write starts from: a number that is not there is none.
+pub fn to_write(resource: &Resource, object: &Value) -> Result<Value, Status> {
+    view(resource, object, true)
+}
+
+fn view(resource: &Resource, object: &Value, written: bool) -> Result<Value, Status> {
     if resource.subresource("scale").is_none() {
         return Err(Status::not_supported(resource, "scale"));
     }
@@ -17,7 +26,7 @@ pub fn read(resource: &Resource, object: &Value) -> Result<Value, Status> {
         crate::value::copy(&object["metadata"], &mut metadata, field);
     }
     if let Some(definition) = &resource.definition {
-        return custom(&definition.scale, object, metadata);
+        return custom(&definition.scale, object, metadata, written);
     }
     let selector = at(object, "spec.selector");
     let selector = if resource.plural == "replicationcontrollers" {
@@ -39,10 +48,10 @@ pub fn read(resource: &Resource, object: &Value) -> Result<Value, Status> {
 }
 
 /// The Scale of a custom resource, from where its definition says.
-fn custom(paths: &Value, object: &Value, metadata: Value) -> Result<Value, Status> {
+fn custom(paths: &Value, object: &Value, metadata: Value, written: bool) -> Result<Value, Status> {
     let path = |field: &str| text(paths, field).trim_start_matches('.').to_owned();
     let replicas = at(object, &path("specReplicasPath")).as_i64();
-    let Some(replicas) = replicas else {
+    let Some(replicas) = replicas.or_else(|| written.then_some(0)) else {
         return Err(Status::internal(format!(
             "the spec replicas field {} does not exist",
             keelson_api::field::quote(text(paths, "specReplicasPath"))

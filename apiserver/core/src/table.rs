@@ -3,7 +3,9 @@
 use crate::value::{at, int, items, name, text};
 use keelson_api::Resource;
 use keelson_api::duration::human;
+use keelson_api::schema;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -14,6 +16,7 @@ mod pod;
 mod workloads;
 
 const COLUMNS: &str = include_str!("../data/columns.txt");
+const DESCRIPTIONS: &str = include_str!("../data/column_prose.txt");
 
 /// Name, type, format, priority.
 struct Column {
@@ -21,6 +24,32 @@ struct Column {
     kind: &'static str,
     format: &'static str,
     priority: i64,
+}
+
+/// Resource and column to a text, or to the field that is described.
+static DESCRIBED: LazyLock<BTreeMap<(&'static str, &'static str), &'static str>> = LazyLock::new(|| {
+    let lines = DESCRIPTIONS.lines().filter(|l| !l.starts_with('#'));
+    lines
+        .filter_map(|line| {
+            let mut parts = line.splitn(3, '|');
+            Some(((parts.next()?, parts.next()?), parts.next()?))
+        })
+        .collect()
+});
+
+/// What a column is described with.
+fn description(key: &str, column: &str) -> Cow<'static, str> {
+    match DESCRIBED.get(&(key, column)).map(|text| text.strip_prefix('=').ok_or(*text)) {
+        Some(Ok(field)) => crate::prose::about(&schema::full_name(field)),
+        Some(Err(text)) => text.into(),
+        None => match column {
+            "Name" => crate::prose::about(&format!("{}.name", schema::OBJECT_META)),
+            "Age" | "Created At" => {
+                crate::prose::about(&format!("{}.creationTimestamp", schema::OBJECT_META))
+            }
+            _ => "".into(),
+        },
+    }
 }
 
 static TABLE: LazyLock<BTreeMap<&'static str, Vec<Column>>> = LazyLock::new(|| {
@@ -76,13 +105,13 @@ pub fn table(
         _ if custom.is_some() => custom::definitions(custom),
         Some(columns) => columns
             .iter()
-            .map(|c| json!({"name": c.name, "type": c.kind, "format": c.format, "description": "", "priority": c.priority}))
+            .map(|c| json!({"name": c.name, "type": c.kind, "format": c.format, "description": description(&key, c.name), "priority": c.priority}))
             .collect(),
         None => ["Name", "Age"]
             .iter()
             .map(|n| {
                 let (kind, format) = if *n == "Name" { ("string", "name") } else { ("date", "") };
-                json!({"name": n, "type": kind, "format": format, "description": "", "priority": 0})
+                json!({"name": n, "type": kind, "format": format, "description": description(&key, n), "priority": 0})
             })
             .collect(),
     };

@@ -13,7 +13,7 @@ pub fn non_negative(n: i64, path: &Path, errors: &mut ErrorList) {
 
 /// Reports a change of a field that may not change.
 pub fn immutable(current: &Value, new: &Value, path: &str, errors: &mut ErrorList) {
-    if at(current, path) != at(new, path) {
+    if !crate::value::same(at(current, path), at(new, path)) {
         let field = path.split('.').fold(Path::root(), |p, key| p.child(key));
         errors.push(FieldError::invalid(&field, at(new, path).clone(), "field is immutable"));
     }
@@ -102,6 +102,28 @@ pub fn required(value: &Value, field: &str, path: &Path, errors: &mut ErrorList)
     !missing
 }
 
+/// How a quantity of bytes is written when it is no whole number of them.
+pub fn fractional_bytes(value: &Value) -> Option<String> {
+    let quantity = Quantity::from_value(value).ok()?;
+    let text = value.as_str().unwrap_or("");
+    // Upstream counts in thousandths and keeps the low 64 bits of them, but for decimal numbers that fit in 64 bits.
+    let small = quantity.value() < i64::MAX || ["9223372036854775807", "9223372036854775808"].contains(&text);
+    let low = quantity.value().wrapping_mul(1000);
+    let odd = match (small, text.ends_with('i')) {
+        (true, false) => !quantity.is_integer(),
+        (true, true) => !quantity.is_integer() || low % 1000 != 0,
+        (false, _) => true,
+    };
+    odd.then(|| match value {
+        // Amounts are kept in thousandths at least.
+        _ if quantity.is_finer_than_milli() => {
+            keelson_api::field::quote(&Quantity::from_milli(quantity.milli()).to_string())
+        }
+        Value::String(s) => keelson_api::field::quote(s),
+        other => keelson_api::field::quote(&other.to_string()),
+    })
+}
+
 /// Reports a negative quantity.
 pub fn non_negative_quantity(value: &Value, path: &Path, errors: &mut ErrorList) {
     if let Ok(q) = Quantity::from_value(value)
@@ -112,11 +134,28 @@ pub fn non_negative_quantity(value: &Value, path: &Path, errors: &mut ErrorList)
 }
 
 /// Whether a text would be an IPv4 address without its leading zeros.
-fn leading_zeros(text: &str) -> bool {
+pub fn leading_zeros(text: &str) -> bool {
     let parts: Vec<&str> = text.split('.').collect();
     parts.len() == 4
         && parts.iter().all(|p| !p.is_empty() && p.parse::<u16>().is_ok_and(|n| n < 256))
         && parts.iter().any(|p| p.len() > 1 && p.starts_with('0'))
+}
+
+/// Why this is no network, strictly read.
+pub fn cidr_problem(cidr: &str) -> Option<&'static str> {
+    let zeros =
+        |part: &str| part.len() > 1 && part.starts_with('0') && part.bytes().all(|b| b.is_ascii_digit());
+    let parts = cidr.split(['.', '/']);
+    if cidr.contains('.') && cidr.contains('/') && !cidr.contains(':') && parts.clone().any(zeros) {
+        return Some("must not have leading 0s in IP or prefix length");
+    }
+    let Ok(network) = cidr.parse::<ipnet::IpNet>() else {
+        return Some("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
+    };
+    if matches!(network, ipnet::IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some()) {
+        return Some("must not have an IPv4-mapped IPv6 address");
+    }
+    (network.trunc() != network).then_some("must not have bits set beyond the prefix length")
 }
 
 /// Whether a text is an IP address.

@@ -87,6 +87,32 @@ pub fn is_empty(value: &Value) -> bool {
     }
 }
 
+/// Whether two trees say the same: what is empty is as good as what is not there.
+pub fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            x.iter().all(|(k, v)| same(v, y.get(k).unwrap_or(&Value::Null)))
+                && y.iter().all(|(k, v)| x.contains_key(k) || same(&Value::Null, v))
+        }
+        (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(v, w)| same(v, w)),
+        (Value::Array(list), Value::Null) | (Value::Null, Value::Array(list)) => list.is_empty(),
+        (Value::Object(map), Value::Null) | (Value::Null, Value::Object(map)) => map.is_empty(),
+        _ => a == b,
+    }
+}
+
+/// A tree without what is empty in it.
+pub fn without_empty(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let kept = map.iter().map(|(k, v)| (k.clone(), without_empty(v))).filter(|(_, v)| !is_empty(v));
+            Value::Object(kept.collect())
+        }
+        Value::Array(list) => list.iter().map(without_empty).collect(),
+        other => other.clone(),
+    }
+}
+
 /// Copies the value at a path from one tree to another, removing it where the source has none.
 pub fn copy(from: &Value, to: &mut Value, path: &str) {
     match at(from, path) {

@@ -9,7 +9,7 @@ use crate::meta;
 use crate::resources::{Strategy, strategy};
 use crate::value::{items, map_mut, set, take, terminating, text};
 use keelson_api::{ErrorList, FieldError, Path, Status};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// What the store should hold after a POST. The object comes from [`decode`](crate::decode::decode).
 pub fn create(
@@ -35,19 +35,20 @@ pub(crate) fn create_with(
         return Err(Status::method_not_allowed());
     }
     let strategy = strategy(target.resource);
-    finish(target, strategy, &mut object)?;
+    let raw = finish(target, strategy, &mut object)?;
     meta::prepare_create(target, &mut object, ctx)?;
-    manage(&mut object)?;
+    managed_as_stored(target, &mut object, raw, manage)?;
     let mut warnings = admission::mutate_create(target, &mut object, ctx)?;
     policies("CREATE", target, None, &mut object, options, ctx)?;
-    if strategy.generation() {
+    if strategy.generation_from_the_start() {
         set(&mut object, "metadata.generation", 1);
     }
     if target.resource.subresource("status").is_some() && !strategy.keeps_status_on_create() {
         take(&mut object, "status");
     }
     strategy.prepare_create(&mut object, ctx);
-    finish(target, strategy, &mut object)?;
+    let raw = finish(target, strategy, &mut object)?;
+    strategy.before_create(target, &object)?;
     let mut errors = ErrorList::new();
     meta::validate(target, &object, strategy.name_check(), &mut errors);
     strategy.validate(&object, &mut errors);
@@ -58,7 +59,8 @@ pub(crate) fn create_with(
     warnings.extend(strategy.warnings(&object));
     warnings.extend(dotted_name(target, &object));
     warnings.extend(judged);
-    clean(&mut object);
+    clean(target, &mut object, raw)?;
+    strategy.default_stored(&mut object);
     Ok(Outcome { object, warnings, created: true, claims, ..Outcome::default() })
 }
 
@@ -110,17 +112,40 @@ fn custom_rules(target: &Target, object: &Value, old: Option<&Value>, errors: &m
     crate::custom::validate(definition, object, old, errors)
 }
 
-/// Defaults and canonical form.
-fn finish(target: &Target, strategy: &dyn Strategy, object: &mut Value) -> Result<(), Status> {
+/// Defaults and the form in which an object is looked at; says whether that is another than the canonical one.
+fn finish(target: &Target, strategy: &dyn Strategy, object: &mut Value) -> Result<bool, Status> {
     strategy.default(object);
+    decode::readable(&Target { subresource: None, ..*target }, object).map_err(Status::bad_request)
+}
+
+/// Canonical form, in which objects are stored.
+fn canonical(target: &Target, object: &mut Value) -> Result<(), Status> {
     decode::canonical(&Target { subresource: None, ..*target }, object).map_err(Status::bad_request)
 }
 
-/// What is never stored.
-fn clean(object: &mut Value) {
+/// Managed fields speak of the object as it is stored: what is empty and goes has no manager.
+fn managed_as_stored(
+    target: &Target,
+    object: &mut Value,
+    raw: bool,
+    manage: impl FnOnce(&mut Value) -> Result<(), Status>,
+) -> Result<(), Status> {
+    if !raw {
+        return manage(object);
+    }
+    let mut stored = object.clone();
+    canonical(target, &mut stored)?;
+    manage(&mut stored)?;
+    crate::value::copy(&stored, object, "metadata.managedFields");
+    Ok(())
+}
+
+/// What is stored: canonical, without its revision.
+fn clean(target: &Target, object: &mut Value, raw: bool) -> Result<(), Status> {
     if let Some(meta) = object.get_mut("metadata") {
         map_mut(meta).remove("resourceVersion");
     }
+    if raw { canonical(target, object) } else { Ok(()) }
 }
 
 /// What the store should hold after a PUT (also of a subresource with the object's own kind).
@@ -167,7 +192,7 @@ pub(crate) fn update_existing(
     })
 }
 
-fn uid_mismatch(target: &Target, wanted: &str, found: &str) -> Status {
+pub(crate) fn uid_mismatch(target: &Target, wanted: &str, found: &str) -> Status {
     let key = target.resource.key(target.namespace, target.name).unwrap_or_default();
     let cause = format!(
         "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in \
@@ -218,35 +243,45 @@ pub(crate) fn update_with(
     check_version(target, current, &new)?;
     let strategy = strategy(target.resource);
     meta::prepare_update(current, &mut new);
-    finish(target, strategy, &mut new)?;
+    let raw = finish(target, strategy, &mut new)?;
     reset(target, current, &mut new);
-    manage(current, &mut new)?;
+    managed_as_stored(target, &mut new, raw, |new| manage(current, new))?;
     strategy.prepare_update(target, current, &mut new, ctx);
     let mut warnings = admission::mutate_update(target, current, &mut new, ctx)?;
     if let Some(options) = options {
         policies("UPDATE", target, Some(current), &mut new, options, ctx)?;
         reset(target, current, &mut new);
+        strategy.prepare_update(target, current, &mut new, ctx);
     }
     if strategy.generation() && target.subresource != Some("status") && strategy.spec_changed(current, &new) {
         let generation = crate::value::int(current, "metadata.generation") + 1;
         set(&mut new, "metadata.generation", generation);
     }
     let claims = strategy.allocate(target, Some(current), &mut new, ctx)?;
-    finish(target, strategy, &mut new)?;
+    let raw = finish(target, strategy, &mut new)?;
     let mut errors = ErrorList::new();
-    meta::validate_update(current, &new, &mut errors);
+    meta::validate_update(target, current, &new, &mut errors);
+    // Changes are looked at as they would be stored.
+    let mut stored = None;
+    if raw {
+        let mut canonical_form = new.clone();
+        canonical(target, &mut canonical_form)?;
+        stored = Some(canonical_form);
+    }
+    let change = stored.as_ref().unwrap_or(&new);
+    strategy.validate_change(target, current, change, &mut errors);
     if target.subresource.is_none() {
-        strategy.validate(&new, &mut errors);
+        (0..strategy.looks_on_update()).for_each(|_| strategy.validate(&new, &mut errors));
     }
     warnings.extend(custom_rules(target, &new, Some(current), &mut errors));
-    strategy.validate_update(target, current, &new, &mut errors);
+    strategy.validate_update(target, current, change, &mut errors);
     check(target, current, errors)?;
     let judged = admission::validate_update(target, current, &new, ctx)?;
     if target.subresource.is_none() {
-        warnings.extend(strategy.warnings(&new));
+        warnings.extend(strategy.warnings_on_update(current, &new));
     }
     warnings.extend(judged);
-    clean(&mut new);
+    clean(target, &mut new, raw)?;
     Ok(outcome(target, current, new, warnings, claims))
 }
 
@@ -259,14 +294,14 @@ fn outcome(
     mut claims: Vec<Claim>,
 ) -> Outcome {
     let mut before = current.clone();
-    clean(&mut before);
+    take(&mut before, "metadata.resourceVersion");
     let unchanged = before == object;
     // A namespace has finalizers in its spec and no grace period; others wait until theirs is over.
     let is_namespace = target.resource.group.is_empty() && target.resource.plural == "namespaces";
     let free = if is_namespace {
         items(&object, "spec.finalizers").is_empty()
     } else {
-        object["metadata"]["deletionGracePeriodSeconds"] == json!(0)
+        crate::value::int(&object, "metadata.deletionGracePeriodSeconds") == 0
     };
     let remove = terminating(&object) && items(&object, "metadata.finalizers").is_empty() && free;
     if remove {
@@ -282,6 +317,9 @@ fn reset(target: &Target, current: &Value, new: &mut Value) {
         None => {}
         Some("status") => {
             let keys: Vec<String> = union_keys(current, new);
+            for field in status_keeps(target) {
+                crate::value::copy(&current["metadata"], &mut new["metadata"], field);
+            }
             for key in
                 keys.iter().filter(|k| !matches!(k.as_str(), "status" | "metadata" | "apiVersion" | "kind"))
             {
@@ -289,6 +327,22 @@ fn reset(target: &Target, current: &Value, new: &mut Value) {
             }
         }
         Some(_) => {}
+    }
+}
+
+/// Metadata that some kinds do not let a write of the status change.
+fn status_keeps(target: &Target) -> &'static [&'static str] {
+    let r = target.resource;
+    match (r.group.as_str(), r.plural.as_str()) {
+        ("apps", "deployments") => &["labels"],
+        ("networking.k8s.io", "servicecidrs")
+        | ("resource.k8s.io", "resourceclaims")
+        | ("storage.k8s.io", "volumeattachments")
+        | ("admissionregistration.k8s.io", "validatingadmissionpolicies") => {
+            &["labels", "annotations", "finalizers", "ownerReferences"]
+        }
+        _ if r.definition.is_some() => &["labels", "annotations", "finalizers", "ownerReferences"],
+        _ => &[],
     }
 }
 

@@ -84,7 +84,16 @@ pub fn authenticate(
 ///
 /// # Errors
 /// 403 when not, 400 or 500 when groups come without a user.
-pub fn impersonate(server: &Server, user: UserInfo, headers: &HeaderMap) -> Result<UserInfo, Status> {
+///
+/// A right to impersonate may be limited: to a way of doing so (`impersonate:user-info` on the user), together with what is
+/// then done (`impersonate-on:user-info:list` on the resource). The older right is asked for last, and its lack is reported
+/// as the lack of the newer one.
+pub fn impersonate(
+    server: &Server,
+    user: UserInfo,
+    headers: &HeaderMap,
+    request: impl FnOnce(UserInfo) -> Attributes,
+) -> Result<UserInfo, Status> {
     let all = |name: &str| -> Vec<String> {
         headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).map(str::to_owned).collect()
     };
@@ -94,7 +103,13 @@ pub fn impersonate(server: &Server, user: UserInfo, headers: &HeaderMap) -> Resu
         if groups.is_empty() && uid.is_empty() && extra.is_empty() {
             return Ok(user);
         }
-        return Err(Status::bad_request("requested impersonation without impersonating a user"));
+        let list: Vec<String> = groups.iter().map(|g| format!("{g:?}")).collect();
+        let list = if list.is_empty() { "(nil)".to_owned() } else { format!("{{{}}}", list.join(", ")) };
+        return Err(Status::bad_request(format!(
+            "requested &user.DefaultInfo{{Name:\"\", UID:{:?}, Groups:[]string{list}, Extra:map[string][]string(nil)}} without \
+             impersonating a user name",
+            uid.first().map_or("", String::as_str)
+        )));
     };
     let mut asked = vec![];
     let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
@@ -113,23 +128,40 @@ pub fn impersonate(server: &Server, user: UserInfo, headers: &HeaderMap) -> Resu
                 .map(|v| ("authentication.k8s.io", "userextras", key.as_str(), String::new(), v.clone())),
         );
     }
-    for (group, resource, subresource, namespace, name) in asked {
-        let attributes = Attributes {
-            user: user.clone(),
-            verb: "impersonate".to_owned(),
-            group: group.to_owned(),
-            resource: resource.to_owned(),
-            subresource: subresource.to_owned(),
-            namespace,
-            name,
-            is_resource: true,
-            ..Attributes::default()
-        };
-        if let authz::Decision::Deny { reason } = authz::authorize(&attributes, &server.view) {
-            return Err(forbidden(&attributes, &reason));
+    let denied = |verb: &str, limited: bool| {
+        asked.iter().find_map(|(group, resource, subresource, namespace, name)| {
+            let attributes = Attributes {
+                user: user.clone(),
+                verb: verb.to_owned(),
+                group: if limited { "authentication.k8s.io" } else { *group }.to_owned(),
+                resource: (*resource).to_owned(),
+                subresource: (*subresource).to_owned(),
+                namespace: namespace.clone(),
+                name: name.clone(),
+                is_resource: true,
+                ..Attributes::default()
+            };
+            refusal(server, &attributes)
+        })
+    };
+    if denied("impersonate", false).is_some() {
+        let mode = if account.is_some() { "serviceaccount" } else { "user-info" };
+        let mut action = request(user.clone());
+        action.verb = format!("impersonate-on:{mode}:{}", action.verb);
+        let refused = refusal(server, &action).or_else(|| denied(&format!("impersonate:{mode}"), true));
+        if let Some(status) = refused {
+            return Err(status);
         }
     }
     Ok(taken_for(name, uid, groups, extra))
+}
+
+/// The 403, if what is asked for is not allowed.
+fn refusal(server: &Server, attributes: &Attributes) -> Option<Status> {
+    match authz::authorize(attributes, &server.view) {
+        authz::Decision::Deny { reason } => Some(forbidden(attributes, &reason)),
+        authz::Decision::Allow { .. } => None,
+    }
 }
 
 fn impersonated_extra(headers: &HeaderMap) -> BTreeMap<String, Vec<String>> {

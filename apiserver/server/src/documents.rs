@@ -90,6 +90,10 @@ pub async fn answer(server: &Arc<Server>, query: &Query, request: &Request<Incom
         return if known(path) { respond::status(&Status::method_not_allowed()) } else { not_found() };
     }
     let parts: Vec<&str> = path.split('/').skip(1).collect();
+    let api = matches!(parts.first(), Some(&"api" | &"apis" | &"version"));
+    if request.method() == http::Method::HEAD && api {
+        return respond::status(&Status::method_not_allowed());
+    }
     let rows = &server.rows();
     server.documents.of(server.definitions.edition());
     match parts.as_slice() {
@@ -101,7 +105,16 @@ pub async fn answer(server: &Arc<Server>, query: &Query, request: &Request<Incom
             Some(value) => respond::json(200, &value),
             None => not_found(),
         },
-        ["apis", group, version] => resources(rows, group, version),
+        ["apis", group, version] => {
+            let lacks = !rows.iter().any(|r| r.group == *group && r.version == *version);
+            let group_is_there = rows.iter().any(|r| r.group == *group);
+            if lacks && group_is_there {
+                respond::status(&Status::no_such_path())
+            } else {
+                resources(rows, group, version)
+            }
+        }
+        ["api", _] => respond::status(&Status::no_such_path()),
         ["openapi", "v2"] => openapi_v2(server, rows, headers),
         ["openapi", "v3"] => openapi_index(server, rows),
         ["openapi", "v3", "api", version] => openapi_v3(server, rows, query, headers, ("", version)),

@@ -19,11 +19,12 @@ use crate::request::{Accept, Encoding, Info, Query};
 use crate::respond::{self, Response};
 use crate::server::{Call, REQUEST_TIMEOUT, Server, read_body};
 use crate::{
-    authn, console, documents, health, members, metrics_routes, read, remove, streams, subresource, watch,
-    write,
+    authn, components, console, documents, health, members, metrics_routes, read, remove, streams,
+    subresource, watch, write,
 };
 
 /// What everybody hears who still uses Endpoints.
+const COMPONENT_STATUS: &str = "v1 ComponentStatus is deprecated in v1.19+";
 const ENDPOINTS: &str = "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice";
 /// Paths that are answered whoever asks.
 const ALWAYS_ALLOWED: [&str; 3] = ["/healthz", "/livez", "/readyz"];
@@ -172,7 +173,8 @@ fn permitted(
             ..Status::unavailable("the API server is starting: it waits for the store")
         });
     }
-    let user = authn::impersonate(server, user, request.headers())?;
+    let path = request.uri().path();
+    let user = authn::impersonate(server, user, request.headers(), |user| attributes(user, info, path))?;
     let attributes = attributes(user, info, request.uri().path());
     match authz::authorize(&attributes, &server.view) {
         authz::Decision::Allow { .. } => Ok(attributes.user),
@@ -230,9 +232,16 @@ async fn dispatch(
         crate::request::without_protobuf_objects(&mut headers);
         return metrics_routes::answer(server, info, path, query, &headers).await;
     }
+    // A namespace is in no namespace.
+    let nested = path.group.is_empty() && path.resource == "namespaces";
+    if nested && request.uri().path().matches("/namespaces").count() > 1 {
+        return Err(Status::no_such_path());
+    }
     let Some(resource) = server.find(path) else {
         let group = server.rows().iter().any(|r| r.group == path.group && r.version == path.version);
-        return if group { Err(Status::no_such_path()) } else { Ok(not_found()) };
+        // A version that a group (or the oldest API) lacks is answered in the API's own form.
+        let served = server.rows().iter().any(|r| r.group == path.group && r.definition.is_none());
+        return if group || served { Err(Status::no_such_path()) } else { Ok(not_found()) };
     };
     let deadline = Instant::now() + timeout(query);
     let mut headers = request.headers().clone();
@@ -243,6 +252,7 @@ async fn dispatch(
     let warning = match &resource.definition {
         Some(definition) => definition.warning.clone(),
         None if resource.plural == "endpoints" && resource.group.is_empty() => ENDPOINTS.to_owned(),
+        None if resource.plural == "componentstatuses" => COMPONENT_STATUS.to_owned(),
         None => String::new(),
     };
     let answer = act(&call, info, request).await;
@@ -271,6 +281,10 @@ async fn act(call: &Call<'_>, info: &Info, request: Request<Incoming>) -> Result
         return subresource::answer(call, info.verb, request.into_body()).await;
     }
     let named = !path.name.is_empty();
+    if named && resource.storage.is_none() && resource.plural != "componentstatuses" {
+        // A review is posted and gone; there is none by name.
+        return Err(Status::no_such_path());
+    }
     let needs_name = matches!(info.verb, "get" | "update" | "patch" | "delete");
     let named_post = info.verb == "create" && named;
     // Objects of a namespace are written in one.
@@ -281,6 +295,9 @@ async fn act(call: &Call<'_>, info: &Info, request: Request<Incoming>) -> Result
     }
     if info.verb != "watch" {
         Accept::negotiate(headers, matches!(info.verb, "list" | "deletecollection"))?;
+    }
+    if resource.plural == "componentstatuses" {
+        return components::answer(call).await;
     }
     match info.verb {
         "get" => read::get(call).await,

@@ -83,6 +83,22 @@ impl KubeletClient {
         if response.status().is_success() { Ok(response) } else { Err(refusal(response).await) }
     }
 
+    /// What a component on this machine says of its health; the error is what went wrong.
+    ///
+    /// # Errors
+    /// It cannot be reached, or is not well.
+    pub async fn healthz(&self, port: u16) -> Result<String, String> {
+        let address = Address { host: "127.0.0.1".to_owned(), port };
+        let request =
+            Request::get("/healthz").header(HOST, address.to_string()).body(Full::new(Bytes::new()));
+        let response =
+            self.send(&address, request.map_err(|e| e.to_string())?).await.map_err(|s| s.message)?;
+        let well = response.status().is_success();
+        let body = Limited::new(response.into_body(), REFUSAL).collect().await.map_err(|e| e.to_string())?;
+        let said = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+        if well { Ok(said) } else { Err(said) }
+    }
+
     /// Passes an upgrade on: the kubelet's answer without its body, after which both ends are joined until one closes.
     ///
     /// # Errors

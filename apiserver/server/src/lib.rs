@@ -14,8 +14,10 @@
 
 mod admit;
 mod authn;
+mod availability;
 mod bootstrap;
 mod cache;
+mod components;
 mod config;
 mod console;
 mod definitions;
@@ -182,6 +184,7 @@ fn begin(
     tasks.spawn(bootstrap::watch_store(server.clone(), background.clone()));
     tasks.spawn(bootstrap::compact(server.clone(), background.clone()));
     tasks.spawn(definitions::run(server.clone(), background.clone()));
+    tasks.spawn(availability::run(server.clone(), background.clone()));
     // Leaves the endpoints as soon as the stop is asked for.
     tasks.spawn(service.run(stop.clone()));
     Ok((server, Background { tasks, stop: background }))

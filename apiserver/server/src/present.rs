@@ -66,13 +66,19 @@ pub fn object(
     object: &Value,
 ) -> Result<Response, Status> {
     let accept = Accept::negotiate(headers, false)?;
+    accept.fits(resource, false)?;
     match accept.form {
         Form::Table => {
             let metadata = serde_json::json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-            let table = table::table(resource, &[object], metadata, now(), include(query)?, true);
+            let mut table = table::table(resource, &[object], metadata, now(), include(query)?, true);
+            versioned(&mut table, accept.meta_version);
             value(&accept, code, &table)
         }
-        Form::Partial | Form::PartialList => value(&accept, code, &object::partial(object)),
+        Form::Partial | Form::PartialList => {
+            let mut partial = object::partial(object);
+            partial["apiVersion"] = accept.meta_version.into();
+            value(&accept, code, &partial)
+        }
         Form::Object => value(&accept, code, object),
     }
 }
@@ -100,8 +106,12 @@ pub fn stored(
 /// 400 for a value that is none.
 pub fn include(query: &Query) -> Result<table::Include, Status> {
     let text = query.get("includeObject");
-    table::Include::parse(text)
-        .ok_or_else(|| Status::bad_request(format!("unrecognized includeObject value: {text:?}")))
+    table::Include::parse(text).ok_or_else(|| {
+        Status::bad_request(format!(
+            "Unable to convert to Table as requested: includeObject: Invalid value: {text:?}: must be 'Metadata', 'Object', \
+             'None', or empty"
+        ))
+    })
 }
 
 fn list_metadata(meta: &ListMeta) -> Value {
@@ -116,8 +126,12 @@ fn list_metadata(meta: &ListMeta) -> Value {
 }
 
 /// The head of a list up to and including `"items":[`.
-fn list_head(kind: &str, api_version: &str, meta: &ListMeta) -> String {
-    let metadata = list_metadata(meta);
+fn list_head(kind: &str, api_version: &str, meta: &ListMeta, custom: bool) -> String {
+    let mut metadata = list_metadata(meta);
+    if custom && meta.continue_token.is_empty() {
+        // Lists of custom resources say so when there is no more.
+        metadata["continue"] = "".into();
+    }
     format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{metadata},\"items\":[")
 }
 
@@ -132,17 +146,19 @@ pub fn list(
     objects: Vec<Arc<Object>>,
     meta: &ListMeta,
 ) -> Result<Response, Status> {
+    accept.fits(resource, true)?;
     if accept.form == Form::Table {
         let values: Vec<Value> = objects.iter().map(|o| tree(resource, o)).collect();
         let values: Vec<&Value> = values.iter().collect();
-        let table = table::table(resource, &values, list_metadata(meta), now(), include(query)?, true);
+        let mut table = table::table(resource, &values, list_metadata(meta), now(), include(query)?, true);
+        versioned(&mut table, accept.meta_version);
         let size_known = encode(accept, &table)?;
         let gzip = accept.gzip && size_known.len() >= respond::GZIP_FROM;
         return Ok(respond::pieces(accept.content_type, gzip, std::iter::once(size_known)));
     }
     let partial = accept.form == Form::PartialList;
     let (kind, api_version) = if partial {
-        ("PartialObjectMetadataList".to_owned(), "meta.k8s.io/v1".to_owned())
+        ("PartialObjectMetadataList".to_owned(), accept.meta_version.to_owned())
     } else {
         (format!("{}List", resource.kind), resource.api_version())
     };
@@ -151,11 +167,18 @@ pub fn list(
     if accept.encoding == Encoding::Protobuf {
         return protobuf_list(resource, accept, gzip, (&api_version, &kind), &objects, meta);
     }
+    if partial && objects.is_empty() {
+        // A list of metadata alone that has nothing in it says so with null.
+        let metadata = list_metadata(meta);
+        let list =
+            serde_json::json!({"kind": kind, "apiVersion": api_version, "metadata": metadata, "items": null});
+        return value(accept, 200, &list);
+    }
     let pieces = Pieces {
         resource,
         partial,
         objects: objects.into_iter(),
-        buffer: list_head(&kind, &api_version, meta).into_bytes(),
+        buffer: list_head(&kind, &api_version, meta, resource.definition.is_some() && !partial).into_bytes(),
         first: true,
         ended: false,
     };
@@ -225,16 +248,29 @@ impl Iterator for Pieces {
                 self.buffer.extend_from_slice(value.to_string().as_bytes());
             } else if converted(self.resource) {
                 let mut value = tree(self.resource, &object);
-                if let Some(map) = value.as_object_mut() {
+                if let Some(map) = value.as_object_mut().filter(|_| self.resource.definition.is_none()) {
                     map.remove("kind");
                     map.remove("apiVersion");
                 }
                 self.buffer.extend_from_slice(value.to_string().as_bytes());
+            } else if self.resource.definition.is_some() {
+                // Custom resources say in a list what they are.
+                self.buffer.extend_from_slice(&object.bytes);
             } else {
                 object.write_item(&mut self.buffer);
             }
         }
         let piece = std::mem::take(&mut self.buffer);
         (!piece.is_empty()).then(|| piece.into())
+    }
+}
+
+/// A table in the version asked for, and so what its rows show of the objects.
+fn versioned(table: &mut Value, version: &str) {
+    table["apiVersion"] = version.into();
+    for row in table["rows"].as_array_mut().into_iter().flatten() {
+        if row["object"]["kind"] == "PartialObjectMetadata" {
+            row["object"]["apiVersion"] = version.into();
+        }
     }
 }

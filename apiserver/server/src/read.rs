@@ -8,7 +8,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
 use bytes::Bytes;
-use keelson_api::{FieldError, FieldSelector, LabelSelector, Path, Resource, Status};
+use keelson_api::{ErrorList, FieldError, FieldSelector, LabelSelector, Path, Resource, Status};
 use keelson_store_proto::etcdserverpb::RangeRequest;
 use serde_json::{Value, json};
 
@@ -120,7 +120,8 @@ pub async fn fetch(call: &Call<'_>) -> Result<Object, Status> {
 /// # Errors
 /// 404, 406, 504.
 pub async fn get(call: &Call<'_>) -> Result<Response, Status> {
-    let wanted = resource_version(call.query.get("resourceVersion"))?;
+    // One object's revision is read where nobody says whose mistake a wrong one is.
+    let wanted = resource_version(call.query.get("resourceVersion")).map_err(unplaced)?;
     let Some(revision) = wanted else {
         let object = fetch(call).await?;
         return present::stored(call.resource, call.headers, call.query, &object);
@@ -131,15 +132,27 @@ pub async fn get(call: &Call<'_>) -> Result<Response, Status> {
     present::stored(call.resource, call.headers, call.query, &object)
 }
 
+/// A wrong revision where upstream does not say that it is the client's mistake.
+pub fn unplaced(status: Status) -> Status {
+    let message = status.message.replacen("invalid resource version: ", "", 1);
+    Status { code: 500, message, bare: true, ..Status::default() }
+}
+
 /// How long a read waits for a revision that is not here yet.
 pub fn soon() -> tokio::time::Instant {
     tokio::time::Instant::now() + std::time::Duration::from_secs(3)
 }
 
-/// A 422 about the list options.
-pub fn bad_option(field: &str, detail: &str) -> Status {
-    let error = FieldError::forbidden(&Path::new(field), detail);
-    Status::invalid_kind("meta.k8s.io", "ListOptions", "", vec![error])
+/// A 422 about the list options, if anything is wrong with them.
+///
+/// # Errors
+/// That one.
+pub fn bad_options(errors: ErrorList) -> Result<(), Status> {
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid_kind("meta.k8s.io", "ListOptions", "", errors))
+    }
 }
 
 /// Where to read a list.
@@ -168,12 +181,7 @@ async fn options(call: &Call<'_>) -> Result<Options, Status> {
         // Whatever the cache has, whole.
         limit = 0;
     }
-    if !how.is_empty() {
-        check_match(query, version, how)?;
-    }
-    if query.has("sendInitialEvents") {
-        return Err(bad_option("sendInitialEvents", "sendInitialEvents is forbidden for list"));
-    }
+    check_match(query, version, how)?;
     let token = query.get("continue");
     if !token.is_empty() {
         if !version.is_empty() && version != "0" {
@@ -195,27 +203,26 @@ async fn options(call: &Call<'_>) -> Result<Options, Status> {
 }
 
 fn check_match(query: &Query, version: &str, how: &str) -> Result<(), Status> {
-    const FIELD: &str = "resourceVersionMatch";
-    if version.is_empty() {
-        return Err(bad_option(
-            FIELD,
-            "resourceVersionMatch is forbidden unless resourceVersion is provided",
-        ));
+    let path = Path::new("resourceVersionMatch");
+    let mut errors = ErrorList::new();
+    let mut forbid = |detail: &str| errors.push(FieldError::forbidden(&path, detail));
+    if !how.is_empty() && version.is_empty() {
+        forbid("resourceVersionMatch is forbidden unless resourceVersion is provided");
     }
-    if !query.get("continue").is_empty() {
-        return Err(bad_option(FIELD, "resourceVersionMatch is forbidden when continue is provided"));
-    }
-    if how != "Exact" && how != "NotOlderThan" {
-        let error = FieldError::not_supported(&Path::new(FIELD), how, &["Exact", "NotOlderThan", ""]);
-        return Err(Status::invalid_kind("meta.k8s.io", "ListOptions", "", vec![error]));
+    if !how.is_empty() && !query.get("continue").is_empty() {
+        forbid("resourceVersionMatch is forbidden when continue is provided");
     }
     if how == "Exact" && version == "0" {
-        return Err(bad_option(
-            FIELD,
-            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-        ));
+        forbid("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
     }
-    Ok(())
+    if !how.is_empty() && how != "Exact" && how != "NotOlderThan" {
+        errors.push(FieldError::not_supported(&path, how, &["Exact", "NotOlderThan", ""]));
+    }
+    if query.has("sendInitialEvents") {
+        let detail = "sendInitialEvents is forbidden for list";
+        errors.push(FieldError::forbidden(&Path::new("sendInitialEvents"), detail));
+    }
+    bad_options(errors)
 }
 
 /// Prefix below the directory of the collection of the path.
@@ -293,13 +300,14 @@ fn read_token(text: &str, prefix: &str) -> Result<(i64, String), Status> {
         let first = bytes.first().map_or(' ', |b| char::from(*b));
         bad(format!("invalid character '{first}' looking for beginning of value"))
     })?;
+    if value["v"] != "meta.k8s.io/v1" {
+        let version = value["v"].as_str().unwrap_or("");
+        return Err(bad(format!("server does not recognize this encoded version {version}")));
+    }
     let (Some(revision), Some(start)) = (value["rv"].as_i64(), value["start"].as_str()) else {
         return Err(bad("server should generate valid continue tokens".to_owned()));
     };
-    if value["v"] != "meta.k8s.io/v1"
-        || start.split('/').any(|part| part == ".." || part == ".")
-        || start.starts_with('/')
-    {
+    if start.split('/').any(|part| part == ".." || part == ".") || start.starts_with('/') {
         return Err(bad(start.to_owned()));
     }
     Ok((revision, format!("{prefix}{start}")))

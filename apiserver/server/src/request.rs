@@ -178,6 +178,8 @@ pub struct Accept {
     pub encoding: Encoding,
     /// What goes into `Content-Type`.
     pub content_type: &'static str,
+    /// apiVersion of tables and of metadata alone.
+    pub meta_version: &'static str,
     pub gzip: bool,
 }
 
@@ -252,8 +254,13 @@ impl Accept {
     /// 406 when nothing the client accepts can be made.
     pub fn negotiate(headers: &HeaderMap, list: bool) -> Result<Accept, Status> {
         let gzip = accepts_gzip(headers);
-        let json =
-            Accept { form: Form::Object, encoding: Encoding::Json, content_type: "application/json", gzip };
+        let json = Accept {
+            form: Form::Object,
+            encoding: Encoding::Json,
+            content_type: "application/json",
+            meta_version: "meta.k8s.io/v1",
+            gzip,
+        };
         let clauses = clauses(headers);
         if clauses.is_empty() {
             return Ok(json);
@@ -261,23 +268,48 @@ impl Accept {
         let mut typed = false;
         for clause in &clauses {
             let (content_type, encoding) = match clause.media_type {
-                "application/json" | "*/*" | "application/*" => ("application/json", Encoding::Json),
+                "application/json" | "*/*" => ("application/json", Encoding::Json),
                 "application/yaml" => ("application/yaml", Encoding::Yaml),
                 PROTOBUF => (PROTOBUF, Encoding::Protobuf),
                 _ => continue,
             };
             typed = true;
-            let meta = clause.param("g") == "meta.k8s.io" && clause.param("v") == "v1";
+            let meta_version = match (clause.param("g"), clause.param("v")) {
+                ("meta.k8s.io", "v1beta1") => "meta.k8s.io/v1beta1",
+                _ => "meta.k8s.io/v1",
+            };
+            let meta = clause.param("g") == "meta.k8s.io" && ["v1", "v1beta1"].contains(&clause.param("v"));
             let form = match clause.param("as") {
                 "" => Form::Object,
                 "Table" if meta && encoding != Encoding::Protobuf => Form::Table,
-                "PartialObjectMetadata" if meta && !list => Form::Partial,
-                "PartialObjectMetadataList" if meta && list => Form::PartialList,
+                "PartialObjectMetadata" if meta => Form::Partial,
+                "PartialObjectMetadataList" if meta => Form::PartialList,
                 _ => continue,
             };
-            return Ok(Accept { form, encoding, content_type, gzip });
+            return Ok(Accept { form, encoding, content_type, meta_version, gzip });
         }
-        Err(if typed { Status::not_acceptable(&MEDIA_TYPES) } else { nothing_acceptable() })
+        Err(if typed { Status::not_acceptable(&MEDIA_TYPES) } else { nothing_acceptable(list) })
+    }
+
+    /// Refuses the form of a list for one object, and the other way round.
+    ///
+    /// # Errors
+    /// 406.
+    pub fn fits(&self, resource: &Resource, list: bool) -> Result<(), Status> {
+        let inner =
+            if resource.group.is_empty() { "core" } else { resource.group.split('.').next().unwrap_or("") };
+        let message = match self.form {
+            Form::Partial if list => format!(
+                "you requested PartialObjectMetadata, but the requested object is a list (*{inner}.{}List)",
+                resource.kind
+            ),
+            Form::PartialList if !list => format!(
+                "you requested PartialObjectMetadataList, but the requested object is not a list (*{inner}.{})",
+                resource.kind
+            ),
+            _ => return Ok(()),
+        };
+        Err(Status { message, ..Status::not_acceptable(&MEDIA_TYPES) })
     }
 
     /// The form of watch events: JSON lines or protobuf frames; `as=` speaks of the objects inside.
@@ -286,25 +318,32 @@ impl Accept {
     /// 406 when neither is accepted.
     pub fn negotiate_watch(headers: &HeaderMap) -> Result<Accept, Status> {
         // Of single objects or of lists: both names are understood, the first that fits decides.
-        let mut accept = match (Accept::negotiate(headers, false), Accept::negotiate(headers, true)) {
-            (Ok(accept), _) if accept.form == Form::Partial => accept,
-            (_, accept) => accept?,
-        };
+        let mut accept = Accept::negotiate(headers, true)?;
         if accept.form == Form::PartialList {
             accept.form = Form::Partial;
         }
         match accept.encoding {
             Encoding::Json => {}
             Encoding::Protobuf => accept.content_type = "application/vnd.kubernetes.protobuf;stream=watch",
-            Encoding::Yaml => return Err(nothing_acceptable()),
+            Encoding::Yaml => {
+                let streams =
+                    ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
+                return Err(Status::not_acceptable(&streams));
+            }
         }
         Ok(accept)
     }
 }
 
 /// 406 when no clause names a type we can write.
-fn nothing_acceptable() -> Status {
-    let message = format!("406: Not Acceptable\n\nAvailable representations: {}", MEDIA_TYPES.join(", "));
+fn nothing_acceptable(list: bool) -> Status {
+    let streams = if list {
+        ", application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"
+    } else {
+        ""
+    };
+    let message =
+        format!("406: Not Acceptable\n\nAvailable representations: {}{streams}", MEDIA_TYPES.join(", "));
     Status { bare: false, message, ..Status::not_acceptable(&MEDIA_TYPES) }
 }
 

@@ -78,6 +78,9 @@ pub fn status_as(status: &Status, encoding: Encoding) -> Response {
     let value = status.to_value();
     let mut response = match protobuf::encode(&value) {
         Ok(bytes) if encoding == Encoding::Protobuf => answer(status.code, PROTOBUF, full(bytes)),
+        _ if encoding == Encoding::Yaml => {
+            answer(status.code, "application/yaml", full(crate::yaml::write(&value)))
+        }
         _ => json(status.code, &value),
     };
     if status.retry_after_seconds > 0 {

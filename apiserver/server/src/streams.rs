@@ -42,10 +42,11 @@ pub async fn answer(call: &Call<'_>, request: Request<Incoming>) -> Result<Respo
         (_, "proxy") => proxy(call, &object, request).await,
         ("pods", "log") => log(call, &object).await,
         ("pods", action @ ("exec" | "attach")) => {
+            let container = container(call, &object)?;
+            node_of(call, &object)?;
             if !request.headers().contains_key(UPGRADE) {
                 return Err(Status::bad_request("Upgrade request required"));
             }
-            let container = container(call, &object)?;
             let path = kubelet_path(
                 call,
                 action,
@@ -138,16 +139,54 @@ fn node_of(call: &Call<'_>, pod: &Value) -> Result<Arc<Value>, Status> {
     if node.is_empty() {
         return Err(Status::bad_request(format!("pod {} does not have a host assigned", call.path.name)));
     }
-    let missing = || Status::unavailable(format!("node {node} of pod {} is not there", call.path.name));
+    // As upstream has it: what was not found goes by the resource that was asked for.
+    let missing = || Status::not_found(call.resource, node);
     call.server.view.get("", "nodes", "", node).ok_or_else(missing)
 }
 
+/// What is wrong with the options of a log.
+fn log_options(call: &Call<'_>) -> Result<(), Status> {
+    let mut errors = keelson_api::ErrorList::new();
+    let path = |field: &str| keelson_api::Path::new(field);
+    let mut number = |field: &str, least: i64, detail: &str| {
+        if let Ok(n) = call.query.get(field).parse::<i64>()
+            && n < least
+        {
+            errors.push(keelson_api::FieldError::invalid(&path(field), n, detail));
+        }
+    };
+    number("tailLines", 0, "must be greater than or equal to 0");
+    number("limitBytes", 1, "must be greater than 0");
+    number("sinceSeconds", 1, "must be greater than 0");
+    let since = call.query.get("sinceTime");
+    if !since.is_empty() && since.parse::<jiff::Timestamp>().is_err() {
+        return Err(Status::bad_request(format!(
+            "parsing time {since:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {since:?} as \"2006\""
+        )));
+    }
+    if !since.is_empty() && call.query.has("sinceSeconds") {
+        let detail = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+        errors.push(keelson_api::FieldError::forbidden(&path("[]"), detail));
+    }
+    if !["", "All"].contains(&call.query.get("stream")) {
+        // One stream alone is a feature that is off.
+        errors.push(keelson_api::FieldError::forbidden(&path("stream"), "may not be specified"));
+    }
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Status::invalid_kind("", "PodLogOptions", &call.path.name, errors))
+}
+
 async fn log(call: &Call<'_>, pod: &Value) -> Result<Response, Status> {
+    log_options(call)?;
     let container = container(call, pod)?;
     let assigned = pod["spec"]["nodeName"].as_str().is_some_and(|node| !node.is_empty());
     if !assigned {
         // Nothing has run, so nothing was said.
-        return Ok(respond::answer(200, "text/plain", respond::full("")));
+        let mut nothing = respond::answer(204, "text/plain", respond::full(""));
+        nothing.headers_mut().remove(CONTENT_TYPE);
+        return Ok(nothing);
     }
     let node = node_of(call, pod)?;
     let pass = [
@@ -215,6 +254,9 @@ fn port_of(path_name: &str) -> (&str, &str) {
 /// Plain HTTP to a pod or a service.
 async fn proxy(call: &Call<'_>, object: &Value, request: Request<Incoming>) -> Result<Response, Status> {
     let (_, port) = port_of(&call.path.name);
+    if call.resource.plural == "pods" && object["status"]["podIP"].as_str().unwrap_or("").is_empty() {
+        return Err(Status::bad_request("address not allowed"));
+    }
     let (host, port) = if call.resource.plural == "pods" {
         pod_address(object, port)
     } else {

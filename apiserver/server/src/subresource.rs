@@ -142,7 +142,10 @@ async fn evict(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
     // The budget is spent: what remains is the deletion, whatever the pod's state is by now.
     let delete_options = core::DeleteOptions::from_value(&eviction["deleteOptions"])?;
     let plain = Target::object(call.resource, call.namespace(), &call.path.name);
-    remove::carry_out(&place, dry_run, |pod, ctx| core::delete(&plain, pod, &delete_options, ctx)).await?;
+    remove::carry_out(&place, dry_run, |pod, ctx| {
+        core::delete(&plain, &core::pod_actions::evicted(pod, ctx), &delete_options, ctx)
+    })
+    .await?;
     Ok(respond::status(&Status::created()))
 }
 

@@ -282,7 +282,9 @@ impl Tokens {
         let wanted = if wanted.is_empty() { &self.audiences } else { wanted };
         let audiences: Vec<String> = wanted.iter().filter(|w| has.contains(&w.as_str())).cloned().collect();
         if audiences.is_empty() {
-            return Err(format!("token audiences {has:?} is invalid for the target audiences {wanted:?}"));
+            return Err(format!(
+                "[invalid bearer token, token audiences {has:?} is invalid for the target audiences {wanted:?}]"
+            ));
         }
         let user = bound_user(&claims, view)?;
         Ok(Verified { user, audiences })

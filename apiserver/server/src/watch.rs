@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use keelson_api::{Resource, Status};
+use keelson_api::{ErrorList, FieldError, Path, Resource, Status};
 use keelson_apiserver_core::{protobuf, table};
 use rand::Rng as _;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use crate::cache::{Cache, Change, Gap};
 use crate::object::{self, Object};
 use crate::present;
-use crate::read::{Selection, bad_option, soon};
+use crate::read::{Selection, bad_options, soon};
 use crate::request::{Accept, Encoding, Form, number, resource_version};
 use crate::respond::{self, Response};
 use crate::server::{Call, Server};
@@ -68,7 +68,7 @@ pub async fn watch(call: &Call<'_>) -> Result<Response, Status> {
     let accept = Accept::negotiate_watch(call.headers)?;
     let query = call.query;
     let selection = Selection::read(call.resource, query)?.named(&call.path.name);
-    let version = resource_version(query.get("resourceVersion"))?;
+    let version = resource_version(query.get("resourceVersion")).map_err(crate::read::unplaced)?;
     let initial_events = query.flag("sendInitialEvents");
     check(call)?;
     let cache = call.cache()?;
@@ -146,19 +146,25 @@ struct Start {
 
 fn check(call: &Call<'_>) -> Result<(), Status> {
     let how = call.query.get("resourceVersionMatch");
-    if call.query.has("sendInitialEvents") && how != "NotOlderThan" {
-        return Err(bad_option(
-            "resourceVersionMatch",
-            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-        ));
+    let path = Path::new("resourceVersionMatch");
+    let mut errors = ErrorList::new();
+    let (initial, newer) = (call.query.has("sendInitialEvents"), how == "NotOlderThan");
+    if initial && !newer {
+        let detail = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+        errors.push(FieldError::forbidden(&path, detail));
     }
-    if !how.is_empty() && !call.query.has("sendInitialEvents") {
-        return Err(bad_option(
-            "resourceVersionMatch",
-            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-        ));
+    if !how.is_empty() && !initial {
+        let detail = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+        errors.push(FieldError::forbidden(&path, detail));
     }
-    Ok(())
+    if !how.is_empty() && !newer {
+        errors.push(FieldError::not_supported(&path, how, &["NotOlderThan"]));
+    }
+    if !call.query.get("continue").is_empty() {
+        let detail = "resourceVersionMatch is forbidden when continue is provided";
+        errors.push(FieldError::forbidden(&path, detail));
+    }
+    bad_options(errors)
 }
 
 fn too_old(revision: i64, oldest: i64) -> Status {
@@ -292,7 +298,12 @@ impl Watch {
         if self.form == Form::Partial {
             return json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
         }
-        json!({"kind": self.resource.kind, "apiVersion": self.resource.api_version(), "metadata": metadata})
+        let empty = json!({"kind": self.resource.kind, "apiVersion": self.resource.api_version(), "metadata": metadata});
+        if self.form != Form::Table {
+            return empty;
+        }
+        let of_table = json!({"resourceVersion": revision.to_string()});
+        table::table(self.resource, &[&empty], of_table, jiff::Timestamp::now(), self.include, false)
     }
 
     /// A change as this watch sees it: an object that starts or ceases to match is added or deleted.

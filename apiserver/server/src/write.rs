@@ -200,6 +200,11 @@ pub fn options(call: &Call<'_>, kind: &str) -> Result<WriteOptions, Status> {
         ));
         Status::invalid_kind("meta.k8s.io", kind, "", errors)
     })?;
+    if kind == "PatchOptions" && query.has("force") && !is_apply(call) {
+        let detail = "may not be specified for non-apply patch";
+        let error = keelson_api::FieldError::forbidden(&keelson_api::Path::new("force"), detail);
+        return Err(Status::invalid_kind("meta.k8s.io", kind, "", vec![error]));
+    }
     let mut field_manager = query.get("fieldManager").to_owned();
     check_manager(&field_manager, kind)?;
     if field_manager.is_empty() && kind != "PatchOptions" || field_manager.is_empty() && !is_apply(call) {
@@ -219,11 +224,11 @@ fn check_manager(manager: &str, kind: &str) -> Result<(), Status> {
     if manager.len() > 128 {
         errors.push(keelson_api::FieldError::too_long(&path, 128));
     }
-    if manager.chars().any(char::is_control) {
+    if let Some((at, found)) = manager.char_indices().find(|(_, c)| c.is_control()) {
         errors.push(keelson_api::FieldError::invalid(
             &path,
             manager,
-            "should only contain printable characters",
+            &format!("invalid character U+{:04X} (at position {at})", found as u32),
         ));
     }
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid_kind("meta.k8s.io", kind, "", errors)) }
@@ -420,7 +425,14 @@ pub async fn patch(call: &Call<'_>, bytes: Bytes) -> Result<Response, Status> {
     let target = call.target();
     let step =
         |current: Option<&Value>, ctx: &Context| core::patch(&target, current, kind, &bytes, &options, ctx);
-    let (outcome, revision) = crate::admit::change(call, &options, step).await?;
-    let code = if outcome.created { 201 } else { 200 };
-    finish(call, code, outcome, vec![], revision)
+    match crate::admit::change(call, &options, step).await {
+        Ok((outcome, revision)) => {
+            let code = if outcome.created { 201 } else { 200 };
+            finish(call, code, outcome, vec![], revision)
+        }
+        Err(status) => {
+            let warnings = status.warnings.clone();
+            warned(call, status, &warnings)
+        }
+    }
 }

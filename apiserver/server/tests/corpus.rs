@@ -19,21 +19,32 @@ use serde_json::Value;
 
 /// How many cases of each file must be answered identically. These numbers only rise.
 const FLOORS: [(&str, usize); 14] = [
-    ("a_create", 3130),
-    ("a_life", 3031),
-    ("a_types", 870),
-    ("b_others", 326),
-    ("b_services", 191),
-    ("b_workloads", 686),
+    ("a_create", 3228),
+    ("a_life", 3335),
+    ("a_types", 976),
+    ("b_others", 416),
+    ("b_services", 237),
+    ("b_workloads", 758),
     ("c_apply", 95),
-    ("c_patch", 185),
-    ("d_reads", 285),
-    ("e_admission", 100),
-    ("e_crd", 194),
-    ("f_auth", 179),
-    ("g_admission", 181),
-    ("h_update", 435),
+    ("c_patch", 216),
+    ("d_reads", 362),
+    ("e_admission", 120),
+    ("e_crd", 230),
+    ("f_auth", 220),
+    ("g_admission", 270),
+    ("h_update", 492),
 ];
+
+/// Differences that are known, below the reason for them: `# reason`, then `file id` lines.
+const KNOWN: &str = include_str!("replay/known.txt");
+/// So many others may come and go with the load of the machine.
+const UNSTEADY: usize = 12;
+
+fn is_known(line: &str) -> bool {
+    let (file, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let id = rest.split(' ').next().unwrap_or("");
+    KNOWN.lines().filter(|l| !l.starts_with('#')).any(|l| l.split_once(' ') == Some((file, id)))
+}
 
 fn corpus() -> Option<PathBuf> {
     let roots = [
@@ -49,7 +60,11 @@ fn sequences(text: &str) -> Vec<Vec<Value>> {
     let mut places: BTreeMap<String, usize> = BTreeMap::new();
     let mut out: Vec<Vec<Value>> = vec![];
     for line in text.lines() {
-        let case: Value = serde_json::from_str(line).expect("a case");
+        let mut case: Value = serde_json::from_str(line).expect("a case");
+        let ordered: replay::Ordered = serde_json::from_str(line).expect("a case");
+        if let Some(body) = ordered.at(&["request", "body"]) {
+            case["request"]["body_text"] = body.spaced().into();
+        }
         let key = case["seq"].as_str().expect("a sequence").to_owned();
         let place = *places.entry(key).or_insert_with(|| {
             out.push(vec![]);
@@ -151,4 +166,9 @@ async fn the_whole_corpus_is_replayed() {
         std::fs::write(path, lines.join("\n")).expect("the report is written");
     }
     assert!(only.is_some() || short.is_empty(), "fewer identical answers than before: {short:?}");
+    let strange: Vec<&String> = lines.iter().filter(|line| !is_known(line)).collect();
+    for line in &strange {
+        println!("not listed in known.txt: {}", line.chars().take(300).collect::<String>());
+    }
+    assert!(only.is_some() || strange.len() <= UNSTEADY, "{} differences without a reason", strange.len());
 }

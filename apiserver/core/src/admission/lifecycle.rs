@@ -3,11 +3,12 @@
 use crate::context::{Context, Target};
 use crate::value::{terminating, text};
 use keelson_api::{Cause, Status, resource};
+use serde_json::Value;
 
 /// Namespaces that cannot be deleted.
 const KEPT: [&str; 3] = ["default", "kube-system", "kube-public"];
 
-pub fn create(target: &Target, ctx: &Context) -> Result<(), Status> {
+pub fn create(target: &Target, object: &Value, ctx: &Context) -> Result<(), Status> {
     if !target.resource.namespaced || target.namespace.is_empty() {
         return Ok(());
     }
@@ -24,7 +25,8 @@ pub fn create(target: &Target, ctx: &Context) -> Result<(), Status> {
     if terminating(&namespace) || text(&namespace, "status.phase") == "Terminating" {
         let cause =
             format!("unable to create new content in namespace {name} because it is being terminated");
-        let mut status = Status::forbidden(target.resource, target.name, &cause);
+        let named = if target.name.is_empty() { text(object, "metadata.name") } else { target.name };
+        let mut status = Status::forbidden(target.resource, named, &cause);
         status.causes = vec![Cause {
             reason: "NamespaceTerminating".into(),
             message: format!("namespace {name} is being terminated"),

@@ -132,6 +132,53 @@ pub fn priority(target: &Target, pod: &mut Value, ctx: &Context) -> Result<(), S
     Ok(())
 }
 
+/// RuntimeClass: what running under the class costs, and where it can run.
+pub fn runtime_class(target: &Target, pod: &mut Value, ctx: &Context) -> Result<(), Status> {
+    let reject = |pod: &Value, cause: &str| {
+        Err(Status::forbidden(target.resource, text(pod, "metadata.name"), &format!("pod rejected: {cause}")))
+    };
+    let class = match at(pod, "spec.runtimeClassName").as_str() {
+        None => Value::Null,
+        Some("") => {
+            let message = "resource name may not be empty".to_owned();
+            return Err(Status { code: 500, message, bare: true, ..Status::default() });
+        }
+        Some(name) => match ctx.view.get("node.k8s.io", "runtimeclasses", "", name) {
+            Some(class) => (*class).clone(),
+            None => return reject(pod, &format!("RuntimeClass {name:?} not found")),
+        },
+    };
+    let costs = at(&class, "overhead.podFixed").clone();
+    let given = at(pod, "spec.overhead").clone();
+    if !costs.is_null() {
+        if !given.is_null() && given != costs {
+            return reject(pod, "Pod's Overhead doesn't match RuntimeClass's defined Overhead");
+        }
+        set(pod, "spec.overhead", costs);
+    } else if !given.is_null() {
+        return reject(pod, "Pod Overhead set without corresponding RuntimeClass defined Overhead");
+    }
+    for (key, wanted) in at(&class, "scheduling.nodeSelector").as_object().into_iter().flatten() {
+        let selector = object_mut(&mut pod["spec"], "nodeSelector");
+        let found = selector.entry(key.clone()).or_insert_with(|| wanted.clone()).clone();
+        if found != *wanted {
+            let (wanted, found) = (wanted.as_str().unwrap_or(""), found.as_str().unwrap_or(""));
+            return reject(
+                pod,
+                &format!(
+                    "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {wanted}; pod.spec.nodeSelector[{key}] = {found}"
+                ),
+            );
+        }
+    }
+    for toleration in items(&class, "scheduling.tolerations") {
+        if !items(pod, "spec.tolerations").contains(toleration) {
+            push(&mut pod["spec"], "tolerations", toleration.clone());
+        }
+    }
+    Ok(())
+}
+
 /// DefaultTolerationSeconds: five minutes on a node that is not ready or not reachable.
 pub fn tolerations(pod: &mut Value) {
     for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {

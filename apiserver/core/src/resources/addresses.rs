@@ -14,7 +14,8 @@ impl Strategy for ServiceCidrs {
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let path = Path::new("spec").child("cidrs");
         let list = items(object, "spec.cidrs");
-        if list.is_empty() {
+        // Taking them away is reported as a change.
+        if list.is_empty() && text(object, "metadata.resourceVersion").is_empty() {
             errors.push(FieldError::required(&path, "at least one CIDR required"));
         }
         if list.len() > 2 {

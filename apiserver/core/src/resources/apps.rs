@@ -2,9 +2,9 @@
 
 use super::pod_spec::{self, Place};
 use super::{Strategy, pod_validate};
-use crate::context::{Context, Target};
+use crate::context::Target;
 use crate::validate::{immutable, label_selector, non_negative};
-use crate::value::{at, copy, default, int, is_empty, map_mut, text};
+use crate::value::{at, default, int, is_empty, map_mut, text};
 use keelson_api::{ErrorList, FieldError, LabelSelector, Path};
 use serde_json::{Value, json};
 
@@ -25,7 +25,8 @@ fn selector_and_template(object: &Value, errors: &mut ErrorList) {
         if is_blank(selector) {
             // Upstream says so of ReplicaSets as well.
             let detail = "empty selector is invalid for deployment";
-            errors.push(FieldError::invalid(&spec.child("selector"), selector.clone(), detail));
+            let shown = crate::value::without_empty(selector);
+            errors.push(FieldError::invalid(&spec.child("selector"), shown, detail));
         }
         if !is_valid(selector) {
             errors.push(FieldError::invalid(
@@ -54,6 +55,7 @@ fn template(object: &Value, selector: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec").child("template");
     let template = at(object, "spec.template");
     let labels = at(template, "metadata.labels");
+    // What a selector matches is shown as it was given: no labels, or none left.
     if is_valid(selector) && !is_blank(selector) && !LabelSelector::from_object(selector).matches(labels) {
         mismatch(labels, &path, errors);
     }
@@ -83,6 +85,12 @@ pub fn runs_for_ever(template: &Value, path: &Path, kind: &str, errors: &mut Err
 pub struct Deployments;
 
 impl Strategy for Deployments {
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        super::pod_warnings::template(object)
+    }
+    fn warnings_on_update(&self, current: &Value, new: &Value) -> Vec<String> {
+        template_warnings_on_update(current, new)
+    }
     fn default(&self, object: &mut Value) {
         default_template(object);
         default(object, "spec.replicas", 1);
@@ -103,12 +111,7 @@ impl Strategy for Deployments {
     }
     fn spec_changed(&self, old: &Value, new: &Value) -> bool {
         let annotations = |v: &Value| v["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
-        old["spec"] != new["spec"] || annotations(old) != annotations(new)
-    }
-    fn prepare_update(&self, target: &Target, current: &Value, new: &mut Value, _: &Context) {
-        if target.subresource == Some("status") {
-            copy(current, new, "metadata.labels");
-        }
+        !crate::value::same(&old["spec"], &new["spec"]) || annotations(old) != annotations(new)
     }
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let spec = Path::new("spec");
@@ -144,6 +147,12 @@ impl Strategy for Deployments {
     }
 }
 
+/// Warnings about a template, when it may have changed.
+pub fn template_warnings_on_update(current: &Value, new: &Value) -> Vec<String> {
+    let changed = at(current, "metadata.generation") != at(new, "metadata.generation");
+    if changed { super::pod_warnings::template(new) } else { vec![] }
+}
+
 fn strategy(strategy: &Value, path: &Path, errors: &mut ErrorList) {
     match text(strategy, "type") {
         "Recreate" => {
@@ -153,8 +162,9 @@ fn strategy(strategy: &Value, path: &Path, errors: &mut ErrorList) {
             }
         }
         "RollingUpdate" => rolling_update(&strategy["rollingUpdate"], &path.child("rollingUpdate"), errors),
-        other => {
-            errors.push(FieldError::not_supported(&path.child("type"), other, &["Recreate", "RollingUpdate"]))
+        _ => {
+            let shown = crate::gotext::inner("apps.v1.DeploymentStrategy", strategy);
+            errors.push(FieldError::not_supported_shown(path, &shown, &["Recreate", "RollingUpdate"]))
         }
     }
 }
@@ -201,6 +211,12 @@ pub fn status(fields: &[&str], object: &Value, errors: &mut ErrorList) {
 pub struct ReplicaSets;
 
 impl Strategy for ReplicaSets {
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        super::pod_warnings::template(object)
+    }
+    fn warnings_on_update(&self, current: &Value, new: &Value) -> Vec<String> {
+        template_warnings_on_update(current, new)
+    }
     fn default(&self, object: &mut Value) {
         default_template(object);
         default(object, "spec.replicas", 1);
@@ -236,6 +252,8 @@ impl Strategy for ControllerRevisions {
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         if object["data"].is_null() {
             errors.push(FieldError::required(&Path::new("data"), "data is mandatory"));
+        } else if !object["data"].is_object() {
+            errors.push(FieldError::required(&Path::new("data"), "data must be a valid JSON object"));
         }
         non_negative(int(object, "revision"), &Path::new("revision"), errors);
     }

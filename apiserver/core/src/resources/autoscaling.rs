@@ -12,7 +12,10 @@ impl Strategy for HorizontalPodAutoscalers {
     fn default(&self, object: &mut Value) {
         default(object, "spec.minReplicas", 1);
         if text(object, "apiVersion") == "autoscaling/v1" {
-            default(object, "spec.targetCPUUtilizationPercentage", 80);
+            // What the version has no field for may stand in an annotation, and then there is a metric.
+            if object["metadata"]["annotations"].get(crate::convert::METRICS).is_none() {
+                default(object, "spec.targetCPUUtilizationPercentage", 80);
+            }
             return;
         }
         if is_empty(at(object, "spec.metrics")) {
@@ -54,6 +57,14 @@ impl Strategy for HorizontalPodAutoscalers {
             errors.push(FieldError::invalid(&path.child("maxReplicas"), max, detail));
         }
         reference(&spec["scaleTargetRef"], &path.child("scaleTargetRef"), errors);
+        if let Some(n) = spec["targetCPUUtilizationPercentage"].as_i64().filter(|n| *n < 1) {
+            let at_target = path.child("metrics").index(0).child("resource").child("target");
+            errors.push(FieldError::invalid(
+                &at_target.child("averageUtilization"),
+                n,
+                "must be greater than 0",
+            ));
+        }
         for (i, m) in items(spec, "metrics").iter().enumerate() {
             metric(m, &path.child("metrics").index(i), errors);
         }
@@ -70,7 +81,7 @@ fn behavior(behavior: &mut Value) {
     default(behavior, "scaleUp.stabilizationWindowSeconds", 0);
     default(behavior, "scaleUp.selectPolicy", "Max");
     default(behavior, "scaleDown.selectPolicy", "Max");
-    if at(behavior, "scaleUp.policies").is_null() {
+    if at(behavior, "scaleUp").get("policies").is_none() {
         let policies = json!([{"type": "Pods", "value": 4, "periodSeconds": 15}, {"type": "Percent", "value": 100, "periodSeconds": 15}]);
         set(behavior, "scaleUp.policies", policies);
     }
@@ -89,30 +100,42 @@ fn reference(r: &Value, path: &Path, errors: &mut ErrorList) {
             }
         }
     }
-    if !text(r, "apiVersion").contains('/') {
+    if text(r, "apiVersion").split('/').count() > 2 {
+        let version = text(r, "apiVersion");
+        let detail = format!("unexpected GroupVersion string: {version}");
+        errors.push(FieldError::invalid(&path.child("apiVersion"), version, &detail));
+    } else if !text(r, "apiVersion").contains('/') {
         let detail = "apiVersion must specify API group";
         errors.push(FieldError::invalid(&path.child("apiVersion"), text(r, "apiVersion"), detail));
     }
 }
 
+/// In the order in which they are looked at.
 const SOURCES: [(&str, &str); 5] = [
-    ("ContainerResource", "containerResource"),
-    ("External", "external"),
     ("Object", "object"),
     ("Pods", "pods"),
     ("Resource", "resource"),
+    ("ContainerResource", "containerResource"),
+    ("External", "external"),
 ];
 
 fn metric(m: &Value, path: &Path, errors: &mut ErrorList) {
     let kind = text(m, "type");
     if kind.is_empty() {
         errors.push(FieldError::required(&path.child("type"), "must specify a metric source type"));
-    } else {
-        let kinds: Vec<&str> = SOURCES.iter().map(|(k, _)| *k).collect();
-        one_of(kind, &kinds, &path.child("type"), errors);
+    }
+    let known = SOURCES.iter().find(|(k, _)| *k == kind);
+    if known.is_none() {
+        let mut kinds: Vec<&str> = SOURCES.iter().map(|(k, _)| *k).collect();
+        kinds.sort_unstable();
+        // Found once as a value and once more as the name of a source.
+        for _ in 0..2 {
+            one_of(kind, &kinds, &path.child("type"), errors);
+        }
     }
     let given: Vec<&str> = SOURCES.iter().map(|(_, f)| *f).filter(|f| !m[*f].is_null()).collect();
-    for extra in given.iter().skip(1) {
+    let own = known.map(|(_, f)| *f).filter(|f| given.contains(f)).or(given.first().copied());
+    for extra in given.iter().filter(|f| Some(**f) != own) {
         errors.push(FieldError::forbidden(&path.child(extra), "must populate the given metric source only"));
     }
     if let Some((_, field)) = SOURCES.iter().find(|(k, _)| *k == kind)
@@ -127,10 +150,24 @@ fn metric(m: &Value, path: &Path, errors: &mut ErrorList) {
         let (source, path) = (&m[field], path.child(field));
         if field == "resource" || field == "containerResource" {
             crate::validate::required(source, "name", &path, errors);
-        } else {
-            crate::validate::required(&source["metric"], "name", &path.child("metric"), errors);
+        } else if text(source, "metric.name").is_empty() {
+            let at_name = path.child("metric").child("name");
+            errors.push(FieldError::required(&at_name, "must specify a metric name"));
+        }
+        if field == "containerResource" && text(source, "container").is_empty() {
+            errors.push(FieldError::required(&path.child("container"), "must specify a container"));
         }
         target(&source["target"], &path.child("target"), errors);
+        let (target, at_target) = (&source["target"], path.child("target"));
+        let none = |f: &str| target[f].is_null();
+        if field.ends_with("esource") && none("averageUtilization") && none("averageValue") {
+            let detail = "must set either a target raw value or a target utilization";
+            errors.push(FieldError::required(&at_target.child("averageUtilization"), detail));
+        }
+        if field == "pods" && none("averageValue") {
+            let detail = "must specify a positive target averageValue";
+            errors.push(FieldError::required(&at_target.child("averageValue"), detail));
+        }
     }
 }
 
@@ -138,8 +175,10 @@ fn target(t: &Value, path: &Path, errors: &mut ErrorList) {
     let kind = text(t, "type");
     if kind.is_empty() {
         errors.push(FieldError::required(&path.child("type"), "must specify a metric target type"));
-    } else {
-        one_of(kind, &["AverageValue", "Utilization", "Value"], &path.child("type"), errors);
+    }
+    if !["AverageValue", "Utilization", "Value"].contains(&kind) {
+        let detail = "must be either Utilization, Value, or AverageValue";
+        errors.push(FieldError::invalid(&path.child("type"), kind, detail));
     }
     if let Some(n) = t["averageUtilization"].as_i64().filter(|n| *n < 1) {
         errors.push(FieldError::invalid(&path.child("averageUtilization"), n, "must be greater than 0"));

@@ -154,6 +154,21 @@ fn docker_config(path: &Path, value: &Value, errors: &mut ErrorList) {
 pub struct ServiceAccounts;
 
 impl Strategy for ServiceAccounts {
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        let key = "kubernetes.io/enforce-mountable-secrets";
+        let given = object["metadata"]["annotations"].get(key).is_some();
+        let text = format!(
+            "metadata.annotations[{key}]: deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets"
+        );
+        if given { vec![text] } else { vec![] }
+    }
+    fn warnings_on_update(&self, current: &Value, new: &Value) -> Vec<String> {
+        if current["metadata"]["annotations"] == new["metadata"]["annotations"] {
+            vec![]
+        } else {
+            self.warnings(new)
+        }
+    }
     fn answers_deleted_object(&self) -> bool {
         true
     }

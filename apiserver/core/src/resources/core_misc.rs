@@ -7,6 +7,33 @@ use crate::value::{at, copy, default, int, is_empty, items, set, text};
 use keelson_api::{ErrorList, FieldError, Path, Quantity, names};
 use serde_json::Value;
 
+/// What a certificate may be for.
+const KEY_USAGES: [&str; 23] = [
+    "any",
+    "cert sign",
+    "client auth",
+    "code signing",
+    "content commitment",
+    "crl sign",
+    "data encipherment",
+    "decipher only",
+    "digital signature",
+    "email protection",
+    "encipher only",
+    "ipsec end system",
+    "ipsec tunnel",
+    "ipsec user",
+    "key agreement",
+    "key encipherment",
+    "microsoft sgc",
+    "netscape sgc",
+    "ocsp signing",
+    "s/mime",
+    "server auth",
+    "signing",
+    "timestamping",
+];
+
 pub struct LimitRanges;
 
 impl Strategy for LimitRanges {
@@ -48,7 +75,27 @@ impl Strategy for LimitRanges {
                 }
                 _ => {}
             }
+            for field in ["max", "min", "default", "defaultRequest", "maxLimitRequestRatio"] {
+                for key in limit[field].as_object().into_iter().flatten().map(|(key, _)| key) {
+                    limited_resource(key, text(limit, "type"), &at_i.child(field).key(key), errors);
+                }
+            }
             ordered(limit, &at_i, errors);
+        }
+    }
+}
+
+/// A name of a resource that may be limited.
+fn limited_resource(key: &str, kind: &str, path: &Path, errors: &mut ErrorList) {
+    let problems = names::qualified_name(key);
+    let plain = problems.is_empty() && !key.contains('/');
+    for problem in problems {
+        errors.push(FieldError::invalid(path, key, &problem));
+    }
+    if plain && !counted(key) && !measured(key) && key != "storage" {
+        errors.push(FieldError::invalid(path, key, "must be a standard resource type or fully qualified"));
+        if kind == "Container" {
+            errors.push(FieldError::invalid(path, key, "must be a standard resource for containers"));
         }
     }
 }
@@ -61,20 +108,20 @@ fn ordered(limit: &Value, path: &Path, errors: &mut ErrorList) {
         "default" => "default value",
         _ => "default request value",
     };
-    // Field, which may not be more than the other field; and at which of the two the error is.
+    // Field, which may not be more than the other field; at which field the error is, and whose amount it shows.
     let rules = [
-        ("min", "max", "min"),
-        ("min", "defaultRequest", "defaultRequest"),
-        ("defaultRequest", "max", "defaultRequest"),
-        ("defaultRequest", "default", "defaultRequest"),
-        ("min", "default", "default"),
-        ("default", "max", "default"),
+        ("min", "max", "min", "min"),
+        ("min", "defaultRequest", "defaultRequest", "defaultRequest"),
+        ("defaultRequest", "max", "defaultRequest", "defaultRequest"),
+        ("defaultRequest", "default", "defaultRequest", "defaultRequest"),
+        ("min", "default", "default", "min"),
+        ("default", "max", "default", "max"),
     ];
     let fields = ["max", "min", "default", "defaultRequest"];
     let keys: std::collections::BTreeSet<&String> =
         fields.iter().filter_map(|f| limit[f].as_object()).flat_map(|o| o.keys()).collect();
     for key in keys {
-        for (low, high, at_field) in rules {
+        for (low, high, at_field, shown) in rules {
             let amount = |field: &str| Quantity::from_value(&limit[field][key.as_str()]);
             let (Ok(a), Ok(b)) = (amount(low), amount(high)) else { continue };
             if a > b {
@@ -84,7 +131,7 @@ fn ordered(limit: &Value, path: &Path, errors: &mut ErrorList) {
                     words(high)
                 };
                 let detail = format!("{} {a} is greater than {more} {b}", words(low));
-                let shown = limit[at_field][key.as_str()].clone();
+                let shown = limit[shown][key.as_str()].clone();
                 errors.push(FieldError::invalid(&path.child(at_field).key(key), shown, &detail));
             }
         }
@@ -227,6 +274,12 @@ fn scope_expression(expression: &Value, errors: &mut ErrorList) {
 pub struct Leases;
 
 impl Strategy for Leases {
+    fn prepare_create(&self, object: &mut Value, _: &Context) {
+        coordination(object);
+    }
+    fn prepare_update(&self, _: &Target, _: &Value, new: &mut Value, _: &Context) {
+        coordination(new);
+    }
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let path = Path::new("spec");
         if let Some(n) = at(object, "spec.leaseDurationSeconds").as_i64().filter(|n| *n <= 0) {
@@ -237,6 +290,13 @@ impl Strategy for Leases {
             ));
         }
         non_negative(int(object, "spec.leaseTransitions"), &path.child("leaseTransitions"), errors);
+    }
+}
+
+/// Fields of coordinated leader election, which is off.
+fn coordination(object: &mut Value) {
+    for field in ["strategy", "preferredHolder"] {
+        crate::value::take(&mut object["spec"], field);
     }
 }
 
@@ -271,12 +331,15 @@ impl Strategy for PriorityClasses {
                 format!("maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}");
             errors.push(FieldError::forbidden(&Path::new("value"), &detail));
         }
-        one_of_if_set(
-            &object["preemptionPolicy"],
-            &["Never", "PreemptLowerPriority"],
-            &Path::new("preemptionPolicy"),
-            errors,
-        );
+        let path = Path::new("preemptionPolicy");
+        match object["preemptionPolicy"].as_str() {
+            Some("") => errors.push(FieldError::required(&path, "")),
+            // Of an object that exists only the change is looked at.
+            Some(_) if !text(object, "metadata.resourceVersion").is_empty() => {}
+            _ => {
+                one_of_if_set(&object["preemptionPolicy"], &["PreemptLowerPriority", "Never"], &path, errors)
+            }
+        }
     }
     fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if int(current, "value") != int(new, "value") {
@@ -336,10 +399,21 @@ impl Strategy for CertificateSigningRequests {
     }
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let path = Path::new("spec");
+        let request = at(object, "spec.request");
+        let encoded = request.as_str().unwrap_or("");
+        use base64::Engine as _;
+        let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap_or_default();
+        if !String::from_utf8_lossy(&decoded).contains("-----BEGIN CERTIFICATE REQUEST-----") {
+            let detail = "PEM block type must be CERTIFICATE REQUEST";
+            errors.push(FieldError::invalid(&path.child("request"), request.clone(), detail));
+        }
         if items(object, "spec.usages").is_empty() {
             errors.push(FieldError::required(&path.child("usages"), ""));
         }
-        crate::validate::required(&object["spec"], "request", &path, errors);
+        for (i, usage) in items(object, "spec.usages").iter().enumerate() {
+            let usage = usage.as_str().unwrap_or("");
+            crate::validate::one_of(usage, &KEY_USAGES, &path.child("usages").index(i), errors);
+        }
         let signer = text(object, "spec.signerName");
         if signer.is_empty() {
             errors.push(FieldError::required(&path.child("signerName"), ""));

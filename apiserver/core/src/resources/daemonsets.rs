@@ -24,6 +24,12 @@ fn template_generation(object: &Value) -> i64 {
 }
 
 impl Strategy for DaemonSets {
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        super::pod_warnings::template(object)
+    }
+    fn warnings_on_update(&self, current: &Value, new: &Value) -> Vec<String> {
+        super::apps::template_warnings_on_update(current, new)
+    }
     fn default(&self, object: &mut Value) {
         default_template(object);
         if object["metadata"]["annotations"][TEMPLATE_GENERATION].is_null() {
@@ -63,7 +69,8 @@ impl Strategy for DaemonSets {
         }
         if is_blank(selector) {
             let detail = "empty selector is invalid for daemonset";
-            errors.push(FieldError::invalid(&path.child("selector"), selector.clone(), detail));
+            let shown = crate::value::without_empty(selector);
+            errors.push(FieldError::invalid(&path.child("selector"), shown, detail));
         }
         pod_validate::template(template, &path.child("template"), errors);
         runs_for_ever(template, &path.child("template"), "DaemonSet", errors);

@@ -23,8 +23,7 @@ pub struct Definitions;
 
 impl Strategy for Definitions {
     fn name_check(&self) -> NameCheck {
-        // The one name it may have is checked with the spec.
-        |_| vec![]
+        names::dns1123_subdomain
     }
     fn default(&self, object: &mut Value) {
         let spec = map_mut(object).entry("spec").or_insert(Value::Null);
@@ -70,9 +69,15 @@ impl Strategy for Definitions {
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let (spec, path) = (&object["spec"], Path::new("spec"));
         let (name, group) = (text(object, "metadata.name"), text(spec, "group"));
-        if !name.is_empty() && name != format!("{}.{group}", text(spec, "names.plural")) {
-            let detail = "must be spec.names.plural+\".\"+spec.group";
-            errors.push(FieldError::invalid(&Path::new("metadata").child("name"), name, detail));
+        if text(object, "metadata.resourceVersion").is_empty() {
+            // The one name it may have.
+            let wanted = format!("{}.{group}", text(spec, "names.plural"));
+            for (field, given) in [("generateName", text(object, "metadata.generateName")), ("name", name)] {
+                if !given.is_empty() && given != wanted {
+                    let detail = "must be spec.names.plural+\".\"+spec.group";
+                    errors.push(FieldError::invalid(&Path::new("metadata").child(field), given, detail));
+                }
+            }
         }
         self::group(object, group, &path.child("group"), errors);
         match text(spec, "scope") {
@@ -86,6 +91,10 @@ impl Strategy for Definitions {
         versions(object, &path, errors);
         self::names(&spec["names"], &path.child("names"), errors);
         conversion(&spec["conversion"], &path.child("conversion"), errors);
+        if items(object, "status.storedVersions").is_empty() {
+            let path = Path::new("status").child("storedVersions");
+            errors.push(FieldError::invalid(&path, Value::Null, "must have at least one stored version"));
+        }
     }
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource.is_some() {
@@ -191,9 +200,10 @@ fn versions(object: &Value, path: &Path, errors: &mut ErrorList) {
     }
     if list.iter().filter(|v| v["storage"] == true).count() != 1 {
         let detail = "must have exactly one version marked as storage version";
-        errors.push(FieldError::invalid_shown(&at, &shown(list), detail));
+        let shown = if object["spec"]["versions"].is_null() { "null".into() } else { shown(list) };
+        errors.push(FieldError::invalid_shown(&at, &shown, detail));
     }
-    if let Some(first) = list.first() {
+    if let Some(first) = list.first().filter(|v| !text(v, "name").is_empty()) {
         for problem in names::dns1035_label(text(first, "name")) {
             errors.push(FieldError::invalid(&path.child("version"), text(first, "name"), &problem));
         }
@@ -204,6 +214,10 @@ fn versions(object: &Value, path: &Path, errors: &mut ErrorList) {
         let own = at.index(i);
         if !shared("schema") || i == 0 {
             let place = if shared("schema") { path.child("validation") } else { own.child("schema") };
+            if version["schema"]["openAPIV3Schema"].is_null() {
+                errors.push(FieldError::required(&own.child("schema").child("openAPIV3Schema"), ""));
+                continue;
+            }
             schema::validate(&version["schema"], &place.child("openAPIV3Schema"), errors);
         }
         for (field, check) in [
@@ -223,10 +237,6 @@ fn versions(object: &Value, path: &Path, errors: &mut ErrorList) {
             };
             selectable(version, &place, errors);
         }
-    }
-    if items(object, "status.storedVersions").is_empty() {
-        let path = Path::new("status").child("storedVersions");
-        errors.push(FieldError::invalid(&path, Value::Null, "must have at least one stored version"));
     }
 }
 
@@ -264,7 +274,7 @@ fn subresources(value: &Value, path: &Path, errors: &mut ErrorList) {
             if field != "labelSelectorPath" {
                 errors.push(FieldError::required(&path.child(field), ""));
             }
-        } else if !crate::custom::jsonpath::is_simple(given) || given.contains('[') {
+        } else if !given.starts_with('.') {
             let detail = "must be a simple json path starting with .";
             errors.push(FieldError::invalid(&path.child(field), given, detail));
         } else if !part.is_empty() && !given.starts_with(part) {
@@ -295,7 +305,7 @@ fn columns(value: &Value, path: &Path, errors: &mut ErrorList) {
         let given = text(column, "jsonPath");
         if given.is_empty() {
             errors.push(FieldError::required(&path.child("JSONPath"), ""));
-        } else if !crate::custom::jsonpath::is_simple(given) {
+        } else if !given.starts_with('.') {
             let detail = "must be a simple json path starting with .";
             errors.push(FieldError::invalid(&path.child("JSONPath"), given, detail));
         }
@@ -357,7 +367,9 @@ fn names(value: &Value, path: &Path, errors: &mut ErrorList) {
     } else {
         plain("plural", errors);
     }
-    if !text(value, "singular").is_empty() {
+    if text(value, "singular").is_empty() {
+        errors.push(FieldError::required(&path.child("singular"), ""));
+    } else {
         plain("singular", errors);
     }
     if text(value, "kind").is_empty() {
@@ -365,7 +377,9 @@ fn names(value: &Value, path: &Path, errors: &mut ErrorList) {
     } else {
         mixed("kind", errors);
     }
-    if !text(value, "listKind").is_empty() {
+    if text(value, "listKind").is_empty() {
+        errors.push(FieldError::required(&path.child("listKind"), ""));
+    } else {
         mixed("listKind", errors);
         if text(value, "kind") == text(value, "listKind") {
             let detail = "kind and listKind may not be the same";

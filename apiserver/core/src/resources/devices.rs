@@ -106,30 +106,6 @@ fn default_request(request: &mut Value) {
     }
 }
 
-/// A claim's spec in the form of upstream's types, as an error shows it.
-fn shown(spec: &Value) -> Value {
-    fn with(value: &Value, fields: &[&str]) -> Value {
-        let mut out = Map::new();
-        for field in fields {
-            let mut name = (*field).to_owned();
-            name[..1].make_ascii_uppercase();
-            out.insert(name, value.get(field).cloned().unwrap_or(Value::Null));
-        }
-        Value::Object(out)
-    }
-    let exact =
-        ["deviceClassName", "selectors", "allocationMode", "count", "adminAccess", "tolerations", "capacity"];
-    let mut devices = with(&spec["devices"], &["requests", "constraints", "config"]);
-    for request in devices["Requests"].as_array_mut().into_iter().flatten() {
-        let mut out = with(request, &["name", "exactly", "firstAvailable"]);
-        if out["Exactly"].is_object() {
-            out["Exactly"] = with(&request["exactly"], &exact);
-        }
-        *request = out;
-    }
-    json!({"Devices": devices})
-}
-
 fn claim_spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
     let (devices, path) = (&spec["devices"], path.child("devices"));
     let mut known: Vec<String> = vec![];
@@ -173,11 +149,7 @@ fn claim_spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
             request_name(request, &known, &path.child("requests").index(k), errors);
         }
         match (is_empty(&constraint["matchAttribute"]), is_empty(&constraint["distinctAttribute"])) {
-            (true, true) => {
-                let detail = "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required";
-                errors.push(FieldError::required(&path, detail));
-            }
-            (false, false) => {
+            (true, true) | (false, false) => {
                 let detail = "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required, but multiple fields are set";
                 errors.push(FieldError::required(&path, detail));
             }
@@ -226,8 +198,8 @@ impl Strategy for ResourceClaims {
     }
     fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if current["spec"] != new["spec"] {
-            let value = shown(&new["spec"]);
-            errors.push(FieldError::invalid(&Path::new("spec"), value, "field is immutable"));
+            let shown = crate::gotext::inner("resource.v1.ResourceClaimSpec", &new["spec"]);
+            errors.push(FieldError::invalid_shown(&Path::new("spec"), &shown, "field is immutable"));
         }
     }
 }
@@ -247,8 +219,8 @@ impl Strategy for ResourceClaimTemplates {
     }
     fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if current["spec"] != new["spec"] {
-            let value = json!({"Spec": shown(at(new, "spec.spec"))});
-            errors.push(FieldError::invalid(&Path::new("spec"), value, "field is immutable"));
+            let shown = crate::gotext::inner("resource.v1.ResourceClaimTemplateSpec", &new["spec"]);
+            errors.push(FieldError::invalid_shown(&Path::new("spec"), &shown, "field is immutable"));
         }
     }
 }
@@ -289,9 +261,12 @@ impl Strategy for ResourceSlices {
         }
     }
     fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
-        for field in ["spec.driver", "spec.pool.name", "spec.nodeName"] {
+        for field in ["spec.driver", "spec.pool.name"] {
             immutable(current, new, field, errors);
         }
+    }
+    fn validate_change(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
+        immutable(current, new, "spec.nodeName", errors);
     }
 }
 
@@ -301,9 +276,24 @@ fn place(spec: &Value, path: &Path, errors: &mut ErrorList) {
         let detail = "must be either unset or set to a non-empty string";
         errors.push(FieldError::invalid(&path.child("nodeName"), "", detail));
     }
+    if spec["nodeSelector"].is_object() && items(&spec["nodeSelector"], "nodeSelectorTerms").len() != 1 {
+        let at_terms = path.child("nodeSelector").child("nodeSelectorTerms");
+        let terms = &spec["nodeSelector"]["nodeSelectorTerms"];
+        if is_empty(terms) {
+            errors.push(FieldError::required(&at_terms, "must have at least one node selector term"));
+        }
+        errors.push(FieldError::invalid(
+            &at_terms,
+            terms.clone(),
+            "must have exactly one node selector term",
+        ));
+    }
+    if spec["sharedCounters"].is_array() && spec["devices"].is_array() {
+        errors.push(FieldError::invalid(path, "", "only one of `sharedCounters` or `devices` is allowed"));
+    }
     let set: Vec<String> = PLACES
         .iter()
-        .filter(|f| !is_empty(&spec[**f]) && spec[**f] != false)
+        .filter(|f| (!is_empty(&spec[**f]) || spec[**f].is_object()) && spec[**f] != false)
         .map(|f| format!("`{f}`"))
         .collect();
     let all = PLACES.map(|f| format!("`{f}`")).join(", ");

@@ -18,7 +18,7 @@ fn same(a: &Value, b: &Value) -> bool {
 
 impl Strategy for Events {
     fn name_check(&self) -> crate::meta::NameCheck {
-        if self.old_form { |_| vec![] } else { names::dns1123_subdomain }
+        if self.old_form { names::path_segment } else { names::dns1123_subdomain }
     }
     fn validate(&self, event: &Value, errors: &mut ErrorList) {
         let old_form = self.old_form;

@@ -52,10 +52,17 @@ impl Strategy for Jobs {
         default(spec, "manualSelector", false);
         let replacement = if spec["podFailurePolicy"].is_null() { "TerminatingOrFailed" } else { "Failed" };
         default(spec, "podReplacementPolicy", replacement);
-        let labels = at(object, "spec.template.metadata.labels").clone();
-        if !is_empty(&labels) && is_empty(at(object, "metadata.labels")) {
-            set(object, "metadata.labels", labels);
+        // What the server marked a new Job's pods with comes to the Job itself when it is stored.
+        let labels = at(object, "spec.template.metadata.labels");
+        if labels.get(CONTROLLER_UID).is_none() || !text(object, "metadata.resourceVersion").is_empty() {
+            own_labels(object);
         }
+    }
+    fn default_stored(&self, object: &mut Value) {
+        own_labels(object);
+    }
+    fn looks_on_update(&self) -> usize {
+        2
     }
     fn generation(&self) -> bool {
         true
@@ -68,8 +75,6 @@ impl Strategy for Jobs {
         let template = object_mut(object, "spec").entry("template").or_insert(Value::Null);
         let labels = object_mut(template, "metadata").entry("labels").or_insert(Value::Null);
         mark(map_mut(labels), &uid, &name);
-        let own = object_mut(object, "metadata").entry("labels").or_insert(Value::Null);
-        mark(map_mut(own), &uid, &name);
         let selector = object_mut(object, "spec").entry("selector").or_insert(Value::Null);
         let labels = object_mut(selector, "matchLabels");
         labels.entry(CONTROLLER_UID).or_insert_with(|| uid.into());
@@ -116,6 +121,14 @@ impl Strategy for Jobs {
     }
 }
 
+/// A Job without labels has those of its pods.
+fn own_labels(object: &mut Value) {
+    let labels = at(object, "spec.template.metadata.labels").clone();
+    if !is_empty(&labels) && is_empty(at(object, "metadata.labels")) {
+        set(object, "metadata.labels", labels);
+    }
+}
+
 /// Labels by which a Job finds its pods; the old names stay for old clients.
 fn mark(labels: &mut Map<String, Value>, uid: &str, name: &str) {
     for (key, value) in
@@ -146,17 +159,22 @@ fn update(current: &Value, new: &Value, errors: &mut ErrorList) {
     }
     immutable(current, new, "spec.completionMode", errors);
     if old["podFailurePolicy"] != spec["podFailurePolicy"] {
-        let shown = policies::shown(&spec["podFailurePolicy"]);
+        let shown = shown("batch.v1.PodFailurePolicy", &spec["podFailurePolicy"]);
         let path = Path::new("spec").child("podFailurePolicy");
         errors.push(FieldError::invalid_shown(&path, &shown, "field is immutable"));
     }
     immutable(current, new, "spec.backoffLimitPerIndex", errors);
     immutable(current, new, "spec.managedBy", errors);
     if old["successPolicy"] != spec["successPolicy"] {
-        let shown = policies::shown(&spec["successPolicy"]);
+        let shown = shown("batch.v1.SuccessPolicy", &spec["successPolicy"]);
         let path = Path::new("spec").child("successPolicy");
         errors.push(FieldError::invalid_shown(&path, &shown, "field is immutable"));
     }
+}
+
+/// A policy as messages show it.
+fn shown(type_name: &str, policy: &Value) -> String {
+    if policy.is_null() { "null".into() } else { crate::gotext::inner(type_name, policy) }
 }
 
 fn same_template(old: &Value, new: &Value, movable: bool) -> bool {

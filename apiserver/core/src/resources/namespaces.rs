@@ -36,6 +36,18 @@ impl Strategy for Namespaces {
             _ => {}
         }
     }
+    fn validate(&self, object: &Value, errors: &mut ErrorList) {
+        for f in items(object, "spec.finalizers").iter().filter_map(Value::as_str) {
+            let path = Path::new("spec").child("finalizers");
+            for problem in names::qualified_name(f) {
+                errors.push(FieldError::invalid(&path, f, &problem));
+            }
+            if !f.contains('/') && f != "kubernetes" {
+                let detail = "name is neither a standard finalizer name nor is it fully qualified";
+                errors.push(FieldError::invalid(&path, f, detail));
+            }
+        }
+    }
     fn validate_update(&self, target: &Target, _: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource == Some("status") {
             let phase = text(new, "status.phase");

@@ -1,8 +1,8 @@
 //! Endpoints, EndpointSlices, Ingresses, IngressClasses, NetworkPolicies.
 
 use super::Strategy;
-use crate::context::Target;
-use crate::validate::{immutable, is_ip, label_selector, one_of, one_of_if_set};
+use crate::context::{Context, Target};
+use crate::validate::{cidr_problem, immutable, is_ip, label_selector, one_of, one_of_if_set};
 use crate::value::{at, default, each_mut, int, is_empty, items, set, text};
 use keelson_api::{ErrorList, FieldError, Path, names};
 use serde_json::{Value, json};
@@ -28,7 +28,17 @@ impl Strategy for Endpoints {
             }
             for list in ["addresses", "notReadyAddresses"] {
                 for (j, a) in items(s, list).iter().enumerate() {
-                    endpoint_ip(text(a, "ip"), &at_i.child(list).index(j).child("ip"), errors);
+                    let (ip, at_ip) = (text(a, "ip"), at_i.child(list).index(j).child("ip"));
+                    let before = errors.len();
+                    crate::validate::ip(ip, &at_ip, errors);
+                    match (errors.len() == before, is_ip(ip)) {
+                        (true, _) => super::services::outside_ip(ip, &at_ip, errors),
+                        // Looked at twice, with other words.
+                        (false, false) if !crate::validate::leading_zeros(ip) => {
+                            errors.push(FieldError::invalid(&at_ip, ip, "must be a valid IP address"));
+                        }
+                        _ => {}
+                    }
                 }
             }
             let ports = items(s, "ports");
@@ -36,41 +46,6 @@ impl Strategy for Endpoints {
                 endpoint_port(p, ports.len() > 1, &at_i.child("ports").index(j), errors);
             }
         }
-    }
-}
-
-fn endpoint_ip(ip: &str, path: &Path, errors: &mut ErrorList) {
-    let Ok(parsed) = ip.parse::<std::net::IpAddr>() else {
-        errors.push(FieldError::invalid(
-            path,
-            ip,
-            "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
-        ));
-        return;
-    };
-    if parsed.is_unspecified() {
-        errors.push(FieldError::invalid(path, ip, "may not be unspecified (0.0.0.0 or ::)"));
-    }
-    if parsed.is_loopback() {
-        errors.push(FieldError::invalid(path, ip, "may not be in the loopback range (127.0.0.0/8, ::1/128)"));
-    }
-    let link_local = match parsed {
-        std::net::IpAddr::V4(v4) => v4.is_link_local(),
-        std::net::IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    if link_local {
-        errors.push(FieldError::invalid(
-            path,
-            ip,
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-        ));
-    }
-    if parsed.is_multicast() {
-        errors.push(FieldError::invalid(
-            path,
-            ip,
-            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
-        ));
     }
 }
 
@@ -103,11 +78,15 @@ impl Strategy for EndpointSlices {
             default(port, "protocol", "TCP");
         }
     }
+    fn prepare_create(&self, object: &mut Value, _: &Context) {
+        // Only the versions before this one had it.
+        each_mut(object, "endpoints").for_each(|e| drop(crate::value::take(e, "deprecatedTopology")));
+    }
     fn generation(&self) -> bool {
         true
     }
     fn spec_changed(&self, old: &Value, new: &Value) -> bool {
-        ["endpoints", "ports", "addressType"].iter().any(|f| old[*f] != new[*f])
+        ["endpoints", "ports", "addressType"].iter().any(|f| !crate::value::same(&old[*f], &new[*f]))
             || old["metadata"]["labels"] != new["metadata"]["labels"]
     }
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
@@ -140,6 +119,11 @@ impl Strategy for EndpointSlices {
                 "" => errors.push(FieldError::required(&at_i.child("protocol"), "")),
                 protocol => one_of(protocol, &PROTOCOLS, &at_i.child("protocol"), errors),
             }
+            if let Some(app) = p["appProtocol"].as_str() {
+                for problem in names::qualified_name(app) {
+                    errors.push(FieldError::invalid(&at_i.child("appProtocol"), app, &problem));
+                }
+            }
         }
     }
     fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
@@ -148,6 +132,16 @@ impl Strategy for EndpointSlices {
 }
 
 fn slice_endpoint(e: &Value, kind: &str, path: &Path, errors: &mut ErrorList) {
+    if let Some(node) = e["nodeName"].as_str() {
+        for problem in names::dns1123_subdomain(node) {
+            errors.push(FieldError::invalid(&path.child("nodeName"), node, &problem));
+        }
+    }
+    if let Some(host) = e["hostname"].as_str() {
+        for problem in names::dns1123_label(host) {
+            errors.push(FieldError::invalid(&path.child("hostname"), host, &problem));
+        }
+    }
     let addresses = items(e, "addresses");
     if addresses.is_empty() {
         errors.push(FieldError::required(&path.child("addresses"), "must contain at least 1 address"));
@@ -157,28 +151,24 @@ fn slice_endpoint(e: &Value, kind: &str, path: &Path, errors: &mut ErrorList) {
     for (j, a) in addresses.iter().enumerate() {
         let (a, at_j) = (a.as_str().unwrap_or(""), path.child("addresses").index(j));
         match kind {
-            "IPv4" if a.parse::<std::net::Ipv4Addr>().is_err() => {
-                let detail = if is_ip(a) {
-                    "must be an IPv4 address"
-                } else {
-                    "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
-                };
-                errors.push(FieldError::invalid(&at_j, a, detail));
-            }
-            "IPv6" if a.parse::<std::net::Ipv6Addr>().is_err() => {
-                let detail = if is_ip(a) {
-                    "must be an IPv6 address"
-                } else {
-                    "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
-                };
-                errors.push(FieldError::invalid(&at_j, a, detail));
-            }
             "FQDN" => {
                 for problem in names::dns1123_subdomain(a) {
                     errors.push(FieldError::invalid(&at_j, a, &problem));
                 }
             }
-            "IPv4" | "IPv6" => endpoint_ip(a, &at_j, errors),
+            "IPv4" | "IPv6" => {
+                let before = errors.len();
+                crate::validate::ip(a, &at_j, errors);
+                if errors.len() > before {
+                    continue;
+                }
+                let four = a.parse::<std::net::Ipv4Addr>().is_ok();
+                if four != (kind == "IPv4") {
+                    let detail = format!("must be an {kind} address");
+                    errors.push(FieldError::invalid(&path.child("addresses"), a, &detail));
+                }
+                super::services::outside_ip(a, &at_j, errors);
+            }
             _ => {}
         }
     }
@@ -194,11 +184,8 @@ impl Strategy for Ingresses {
         let path = Path::new("spec");
         let spec = &object["spec"];
         if items(spec, "rules").is_empty() && spec["defaultBackend"].is_null() {
-            errors.push(FieldError::invalid(
-                &path,
-                items(spec, "rules"),
-                "either `defaultBackend` or `rules` must be specified",
-            ));
+            let detail = "either `defaultBackend` or `rules` must be specified";
+            errors.push(FieldError::invalid(&path, spec["rules"].clone(), detail));
         }
         if !spec["defaultBackend"].is_null() {
             backend(&spec["defaultBackend"], &path.child("defaultBackend"), errors);
@@ -206,7 +193,17 @@ impl Strategy for Ingresses {
         for (i, rule) in items(spec, "rules").iter().enumerate() {
             ingress_rule(rule, &path.child("rules").index(i), errors);
         }
+        if let Some(class) = spec["ingressClassName"].as_str() {
+            for problem in names::dns1123_subdomain(class) {
+                errors.push(FieldError::invalid(&path.child("ingressClassName"), class, &problem));
+            }
+        }
         for (i, tls) in items(spec, "tls").iter().enumerate() {
+            let secret = text(tls, "secretName");
+            for problem in names::dns1123_subdomain(secret).iter().filter(|_| !secret.is_empty()) {
+                let at_secret = path.child("tls").index(i).child("secretName");
+                errors.push(FieldError::invalid(&at_secret, secret, problem));
+            }
             for (j, host) in items(tls, "hosts").iter().enumerate() {
                 let host = host.as_str().unwrap_or("");
                 let problems = if host.contains('*') {
@@ -270,20 +267,30 @@ fn ingress_rule(rule: &Value, path: &Path, errors: &mut ErrorList) {
                 errors.push(FieldError::not_supported(&at_i.child("pathType"), other, &known));
             }
         }
+        if ["Exact", "Prefix"].contains(&text(p, "pathType")) {
+            for part in
+                ["//", "/./", "/../", "%2f", "%2F"].iter().filter(|part| text(p, "path").contains(**part))
+            {
+                let detail = format!("must not contain '{part}'");
+                errors.push(FieldError::invalid(&at_i.child("path"), text(p, "path"), &detail));
+            }
+            for part in ["/..", "/."].iter().filter(|part| text(p, "path").ends_with(**part)) {
+                let detail = format!("cannot end with '{part}'");
+                errors.push(FieldError::invalid(&at_i.child("path"), text(p, "path"), &detail));
+            }
+        }
         backend(&p["backend"], &at_i.child("backend"), errors);
     }
 }
 
 fn backend(b: &Value, path: &Path, errors: &mut ErrorList) {
     match (b["service"].is_null(), b["resource"].is_null()) {
-        (true, true) => {
-            errors.push(FieldError::required(path, "cannot set both resource and service backends").clone())
-        }
+        (true, true) => errors.push(FieldError::invalid(path, "", "resource or service backend is required")),
         (false, false) => {
             errors.push(FieldError::invalid(path, "", "cannot set both resource and service backends"))
         }
         (false, true) => {
-            let (service, path) = (&b["service"], path.child("service"));
+            let (service, whole, path) = (&b["service"], path, path.child("service"));
             let name = text(service, "name");
             if name.is_empty() {
                 errors.push(FieldError::required(&path.child("name"), ""));
@@ -294,9 +301,9 @@ fn backend(b: &Value, path: &Path, errors: &mut ErrorList) {
             }
             let (port_name, number) = (text(service, "port.name"), int(service, "port.number"));
             if port_name.is_empty() && number == 0 {
-                errors.push(FieldError::required(&path, "port name or number is required"));
+                errors.push(FieldError::required(whole, "port name or number is required"));
             } else if !port_name.is_empty() && number != 0 {
-                errors.push(FieldError::invalid(&path, "", "cannot set both port name & port number"));
+                errors.push(FieldError::invalid(whole, "", "cannot set both port name & port number"));
             } else if !port_name.is_empty() {
                 for problem in names::port_name(port_name) {
                     errors.push(FieldError::invalid(&path.child("port").child("name"), port_name, &problem));
@@ -305,7 +312,11 @@ fn backend(b: &Value, path: &Path, errors: &mut ErrorList) {
                 errors.push(FieldError::invalid(&path.child("port").child("number"), number, problem));
             }
         }
-        (true, false) => {}
+        (true, false) => {
+            for field in ["kind", "name"] {
+                crate::validate::required(&b["resource"], field, &path.child("resource"), errors);
+            }
+        }
     }
 }
 
@@ -331,9 +342,19 @@ impl Strategy for IngressClasses {
             let detail = "must be a domain-prefixed path (such as \"acme.io/foo\")";
             errors.push(FieldError::invalid(&path, controller, detail));
         }
+        let parameters = at(object, "spec.parameters");
+        if parameters.is_object() {
+            for field in ["kind", "name"] {
+                crate::validate::required(parameters, field, &Path::new("spec").child("parameters"), errors);
+            }
+        }
     }
-    fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
-        immutable(current, new, "spec.controller", errors);
+    fn validate_change(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
+        let (old, now) = (text(current, "spec.controller"), text(new, "spec.controller"));
+        if old != now {
+            let path = Path::new("spec").child("controller");
+            errors.push(FieldError::invalid(&path, now, "field is immutable"));
+        }
     }
 }
 
@@ -462,21 +483,4 @@ fn policy_peer(p: &Value, path: &Path, errors: &mut ErrorList) {
     if kinds == 0 {
         errors.push(FieldError::required(path, "must specify a peer"));
     }
-}
-
-/// Why this is no network, strictly read.
-fn cidr_problem(cidr: &str) -> Option<&'static str> {
-    let zeros =
-        |part: &str| part.len() > 1 && part.starts_with('0') && part.bytes().all(|b| b.is_ascii_digit());
-    let parts = cidr.split(['.', '/']);
-    if cidr.contains('.') && cidr.contains('/') && parts.clone().any(zeros) {
-        return Some("must not have leading 0s in IP or prefix length");
-    }
-    let Ok(network) = cidr.parse::<ipnet::IpNet>() else {
-        return Some("must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
-    };
-    if matches!(network, ipnet::IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some()) {
-        return Some("must not have an IPv4-mapped IPv6 address");
-    }
-    (network.trunc() != network).then_some("must not have bits set beyond the prefix length")
 }

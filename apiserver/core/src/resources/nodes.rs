@@ -27,6 +27,10 @@ impl Strategy for Nodes {
     fn keeps_status_on_create(&self) -> bool {
         true
     }
+    fn prepare_create(&self, node: &mut Value, _: &Context) {
+        // Of a feature that is gone.
+        crate::value::take(&mut node["spec"], "configSource");
+    }
     fn prepare_update(&self, target: &Target, current: &Value, new: &mut Value, _: &Context) {
         if target.subresource.is_none() {
             copy(current, new, "status");
@@ -36,7 +40,7 @@ impl Strategy for Nodes {
         let path = Path::new("spec");
         let mut seen = BTreeSet::new();
         for (i, t) in items(node, "spec.taints").iter().enumerate() {
-            let at_i = path.child("taints").index(i);
+            let at_i = Path::new("metadata").child("taints").index(i);
             for problem in names::qualified_name(text(t, "key")) {
                 errors.push(FieldError::invalid(&at_i.child("key"), text(t, "key"), &problem));
             }
@@ -53,13 +57,26 @@ impl Strategy for Nodes {
                 ),
             }
             if !seen.insert((text(t, "key"), text(t, "effect"))) {
-                errors.push(FieldError::duplicate(&at_i, t.clone()));
+                let shown = crate::gotext::inner("core.v1.Taint", t);
+                errors.push(FieldError::duplicate_shown(
+                    &at_i,
+                    &shown,
+                    "taints must be unique by key and effect pair",
+                ));
+            }
+        }
+        for list in ["capacity", "allocatable"] {
+            for (key, value) in node["status"][list].as_object().into_iter().flatten() {
+                let whole = keelson_api::Quantity::from_value(value).is_ok_and(|q| q.is_integer());
+                if key.contains('/') && !key.starts_with("kubernetes.io/") && !whole {
+                    let at_key = Path::new("status").child(list).child(key);
+                    errors.push(FieldError::invalid(&at_key, value.clone(), "must be an integer"));
+                }
             }
         }
         for (i, cidr) in items(node, "spec.podCIDRs").iter().enumerate() {
             let cidr = cidr.as_str().unwrap_or("");
-            if cidr.parse::<ipnet::IpNet>().is_err() {
-                let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+            if let Some(detail) = crate::validate::cidr_problem(cidr) {
                 errors.push(FieldError::invalid(&path.child("podCIDRs").index(i), cidr, detail));
             }
         }

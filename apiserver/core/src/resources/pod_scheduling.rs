@@ -39,7 +39,11 @@ pub fn tolerations(list: &[Value], path: &Path, errors: &mut ErrorList) {
                 }
             }
             other => {
-                errors.push(FieldError::not_supported(&at_i.child("operator"), other, &["Equal", "Exists"]))
+                // Comparisons are a feature that is off, but they are named.
+                let compares = ["Lt", "Gt"].contains(&other);
+                let known =
+                    if compares { &["Equal", "Exists", "Lt", "Gt"][..] } else { &["Equal", "Exists"] };
+                errors.push(FieldError::not_supported(&at_i.child("operator"), other, known))
             }
         }
         if !text(t, "effect").is_empty() {
@@ -50,6 +54,13 @@ pub fn tolerations(list: &[Value], path: &Path, errors: &mut ErrorList) {
                 errors,
             );
         }
+    }
+}
+
+/// Reports a field that a pod for this system may not have.
+pub(super) fn forbidden_for(system: &str, given: bool, path: &Path, errors: &mut ErrorList) {
+    if given {
+        errors.push(FieldError::forbidden(path, &format!("cannot be set for a {system} pod")));
     }
 }
 
@@ -130,23 +141,62 @@ fn node_term(term: &Value, path: &Path, errors: &mut ErrorList) {
         for problem in names::qualified_name(text(r, "key")) {
             errors.push(FieldError::invalid(&at_i.child("key"), text(r, "key"), &problem));
         }
+        for (j, value) in items(r, "values").iter().enumerate() {
+            let value = value.as_str().unwrap_or("");
+            for problem in names::label_value(value) {
+                errors.push(FieldError::invalid(&at_i.child("values").index(j), value, &problem));
+            }
+        }
+    }
+    for (i, r) in items(term, "matchFields").iter().enumerate() {
+        let at_i = path.child("matchFields").index(i);
+        if ["In", "NotIn"].contains(&text(r, "operator")) && items(r, "values").len() != 1 {
+            let detail = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+            errors.push(FieldError::required(&at_i.child("values"), detail));
+        }
     }
 }
 
 fn pod_term(t: &Value, path: &Path, errors: &mut ErrorList) {
     label_selector(&t["labelSelector"], &path.child("labelSelector"), errors);
-    for (i, ns) in items(t, "namespaces").iter().enumerate() {
+    for ns in items(t, "namespaces") {
         let ns = ns.as_str().unwrap_or("");
         for problem in names::dns1123_label(ns) {
-            errors.push(FieldError::invalid(&path.child("namespace").index(i), ns, &problem));
+            errors.push(FieldError::invalid(&path.child("namespace"), ns, &problem));
         }
     }
+    match_keys(t, path, errors);
     let key = text(t, "topologyKey");
     if key.is_empty() {
         errors.push(FieldError::required(&path.child("topologyKey"), "can not be empty"));
     }
     for problem in names::qualified_name(key) {
         errors.push(FieldError::invalid(&path.child("topologyKey"), key, &problem));
+    }
+}
+
+/// Labels whose values are taken from the pod itself.
+fn match_keys(term: &Value, path: &Path, errors: &mut ErrorList) {
+    let other = |list: &str| if list == "matchLabelKeys" { "mismatchLabelKeys" } else { "matchLabelKeys" };
+    for list in ["matchLabelKeys", "mismatchLabelKeys"] {
+        let keys = items(term, list);
+        if !keys.is_empty() && term["labelSelector"].is_null() {
+            let detail = "must not be specified when labelSelector is not set";
+            errors.push(FieldError::forbidden(&path.child(list), detail));
+        }
+        for (i, key) in keys.iter().enumerate() {
+            let (key, at_i) = (key.as_str().unwrap_or(""), path.child(list).index(i));
+            for problem in names::qualified_name(key) {
+                errors.push(FieldError::invalid(&at_i, key, &problem));
+            }
+            if list == "matchLabelKeys" && items(term, other(list)).iter().any(|o| o == key) {
+                errors.push(FieldError::invalid(
+                    &at_i,
+                    key,
+                    "exists in both matchLabelKeys and mismatchLabelKeys",
+                ));
+            }
+        }
     }
 }
 

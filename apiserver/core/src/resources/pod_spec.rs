@@ -14,6 +14,26 @@ pub enum Place {
 /// The lists of containers in a spec.
 pub const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];
 
+/// Takes out fields of features that are off.
+pub fn drop_gated(spec: &mut Value) {
+    if spec.is_object() {
+        crate::value::take(spec, "schedulingGroup");
+    }
+    for volume in each_mut(spec, "volumes") {
+        for source in each_mut(volume, "projected.sources") {
+            crate::value::take(source, "clusterTrustBundle");
+        }
+    }
+    for list in CONTAINER_LISTS {
+        for container in each_mut(spec, list) {
+            let Some(lifecycle) = container.get_mut("lifecycle").filter(|l| l.is_object()) else { continue };
+            if crate::value::take(lifecycle, "stopSignal").is_some() && crate::value::is_empty(lifecycle) {
+                crate::value::take(container, "lifecycle");
+            }
+        }
+    }
+}
+
 /// Fills in a pod spec.
 pub fn default_spec(spec: &mut Value, place: Place) {
     map_mut(spec);
@@ -92,7 +112,7 @@ fn default_container(container: &mut Value, place: Place, host_network: bool) {
 }
 
 /// Nothing is counted finer than in thousandths.
-fn round_up(container: &mut Value) {
+pub fn round_up(container: &mut Value) {
     for which in ["limits", "requests"] {
         let amounts =
             container.get_mut("resources").and_then(|r| r.get_mut(which)).and_then(Value::as_object_mut);

@@ -144,7 +144,15 @@ pub fn check_ephemeral(spec: &Value, list: &[Value], errors: &mut ErrorList) {
             }
         }
         super::pod_validate::container_common(spec, c, &at_i, &volumes, errors);
-        for field in ["ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources"] {
+        for field in [
+            "ports",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+            "lifecycle",
+            "resources",
+            "restartPolicy",
+        ] {
             if !is_empty(&c[field]) {
                 let detail = "cannot be set for an Ephemeral Container";
                 errors.push(FieldError::forbidden(&at_i.child(field), detail));
@@ -156,6 +164,35 @@ pub fn check_ephemeral(spec: &Value, list: &[Value], errors: &mut ErrorList) {
         {
             errors.push(FieldError::not_found(&at_i.child("targetContainerName"), target));
         }
+    }
+}
+
+/// What a resize may not do.
+pub fn resize(current: &Value, new: &Value, errors: &mut ErrorList) {
+    let path = Path::new("spec");
+    let mut others = false;
+    for list in ["containers", "initContainers"] {
+        for (i, c) in items(&new["spec"], list).iter().enumerate() {
+            let name = text(c, "name");
+            let Some(old) = items(&current["spec"], list).iter().find(|o| text(o, "name") == name) else {
+                continue;
+            };
+            let at_resources = path.child(list).index(i).child("resources");
+            for which in ["limits", "requests"] {
+                let (before, after) = (&old["resources"][which], &c["resources"][which]);
+                let keys = [before, after].into_iter().filter_map(Value::as_object).flat_map(|m| m.keys());
+                let plain = |k: &str| k == "cpu" || k == "memory";
+                others |= keys.filter(|k| !plain(k)).any(|k| before[k.as_str()] != after[k.as_str()]);
+                let gone = ["cpu", "memory"].iter().any(|k| !before[*k].is_null() && after[*k].is_null());
+                if gone {
+                    let detail = format!("resource {which} cannot be removed");
+                    errors.push(FieldError::forbidden(&at_resources.child(which), &detail));
+                }
+            }
+        }
+    }
+    if others {
+        errors.push(FieldError::forbidden(&path, "only cpu and memory resources are mutable"));
     }
 }
 

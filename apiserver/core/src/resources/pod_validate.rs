@@ -11,7 +11,13 @@ use std::collections::BTreeSet;
 /// A whole pod (metadata is done by the caller).
 pub fn pod(pod: &Value, errors: &mut ErrorList) {
     spec(&pod["spec"], &Path::new("spec"), errors);
+    let fresh = text(pod, "metadata.resourceVersion").is_empty();
     if let Some(ephemeral) = pod["spec"]["ephemeralContainers"].as_array().filter(|l| !l.is_empty()) {
+        if fresh {
+            let path = Path::new("spec").child("ephemeralContainers");
+            errors.push(FieldError::forbidden(&path, "cannot be set on create"));
+            return;
+        }
         super::pod_update::check_ephemeral(&pod["spec"], ephemeral, errors);
     }
 }
@@ -65,6 +71,7 @@ pub fn spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
     host_ports(spec, path, errors);
     pod_security(spec, path, errors);
     host_aliases(spec, path, errors);
+    super::pod_features::spec(spec, path, errors);
 }
 
 fn identity(spec: &Value, path: &Path, errors: &mut ErrorList) {
@@ -123,6 +130,23 @@ fn dns_config(spec: &Value, path: &Path, errors: &mut ErrorList) {
         let detail = "must not have more than 32 search paths";
         errors.push(FieldError::invalid(&path.child("searches"), config["searches"].clone(), detail));
     }
+    for (i, s) in searches.iter().enumerate() {
+        let s = s.as_str().unwrap_or("");
+        let part = |p: &str| {
+            let p = p.strip_prefix('_').unwrap_or(p).as_bytes();
+            let edge = |c: &u8| c.is_ascii_lowercase() || c.is_ascii_digit();
+            p.first().is_some_and(edge)
+                && p.last().is_some_and(edge)
+                && p.iter().all(|c| edge(c) || b"-_".contains(c))
+        };
+        let name = s.strip_suffix('.').unwrap_or(s);
+        if s != "." && !name.split('.').all(part) {
+            let detail = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and \
+                          must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+                          '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+            errors.push(FieldError::invalid(&path.child("searches").index(i), s, detail));
+        }
+    }
     for (i, o) in items(config, "options").iter().enumerate() {
         if text(o, "name").is_empty() {
             errors.push(FieldError::required(&path.child("options").index(i), "must not be empty"));
@@ -151,8 +175,9 @@ fn container(
         errors.push(FieldError::duplicate(&path.child("name"), name));
     }
     container_common(spec, c, path, volumes, errors);
+    super::pod_features::container(c, path, errors);
     let restartable = text(c, "restartPolicy") == "Always";
-    if init {
+    if init || c["restartPolicy"].is_string() {
         one_of_if_set(
             &c["restartPolicy"],
             &["Always", "Never", "OnFailure"],
@@ -230,7 +255,7 @@ pub fn container_common(
     }
     match text(c, "terminationMessagePolicy") {
         "" => errors.push(FieldError::required(&path.child("terminationMessagePolicy"), "")),
-        p => one_of(p, &["FallbackToLogsOnError", "File"], &path.child("terminationMessagePolicy"), errors),
+        p => one_of(p, &["File", "FallbackToLogsOnError"], &path.child("terminationMessagePolicy"), errors),
     }
     match text(c, "imagePullPolicy") {
         "" => errors.push(FieldError::required(&path.child("imagePullPolicy"), "")),
@@ -240,12 +265,28 @@ pub fn container_common(
     env(items(c, "env"), &path.child("env"), errors);
     env_from(items(c, "envFrom"), &path.child("envFrom"), errors);
     mounts(spec, c, path, volumes, errors);
-    resources(&c["resources"], &path.child("resources"), errors);
+    devices(c, path, volumes, errors);
+    resources(&c["resources"], &path.child("resources"), true, errors);
     let (security, path) = (&c["securityContext"], path.child("securityContext"));
     security_context(security, &path, errors);
     if security["procMount"] == "Unmasked" && spec["hostUsers"] != false {
         let detail = "`hostUsers` must be false to use `Unmasked`";
         errors.push(FieldError::invalid(&path.child("procMount"), "Unmasked", detail));
+    }
+}
+
+/// Volumes as block devices.
+fn devices(c: &Value, path: &Path, volumes: &BTreeSet<String>, errors: &mut ErrorList) {
+    for (i, d) in items(c, "volumeDevices").iter().enumerate() {
+        let at_i = path.child("volumeDevices").index(i);
+        let name = text(d, "name");
+        if name.is_empty() {
+            errors.push(FieldError::required(&at_i.child("name"), ""));
+        }
+        if !volumes.contains(name) {
+            errors.push(FieldError::not_found(&at_i.child("name"), name));
+        }
+        crate::validate::required(d, "devicePath", &at_i, errors);
     }
 }
 
@@ -323,6 +364,7 @@ fn env_source(e: &Value, path: &Path, errors: &mut ErrorList) {
             }
             "resourceFieldRef" => {
                 crate::validate::required(source, "resource", &path, errors);
+                divisor(source, &path, errors);
             }
             _ => {}
         }
@@ -339,6 +381,28 @@ fn env_source(e: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
+/// The unit in which a container sees its own resource.
+fn divisor(source: &Value, path: &Path, errors: &mut ErrorList) {
+    let (resource, divisor) = (text(source, "resource"), text(source, "divisor"));
+    let kind = resource.rsplit('.').next().unwrap_or("");
+    let bytes = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
+    let known: &[&str] = match kind {
+        "cpu" => &["1m", "1"],
+        "memory" | "ephemeral-storage" => &bytes,
+        _ => return,
+    };
+    if divisor.is_empty() || divisor == "0" || known.contains(&divisor) {
+        return;
+    }
+    let shown = match kind {
+        "ephemeral-storage" => "local ephemeral storage",
+        other => other,
+    };
+    let detail =
+        format!("only divisor's values {} are supported with the {shown} resource", known.join(", "));
+    errors.push(FieldError::invalid(&path.child("divisor"), resource, &detail));
+}
+
 fn env_from(sources: &[Value], path: &Path, errors: &mut ErrorList) {
     for (i, s) in sources.iter().enumerate() {
         let at_i = path.index(i);
@@ -351,7 +415,12 @@ fn env_from(sources: &[Value], path: &Path, errors: &mut ErrorList) {
         let kinds: Vec<&str> =
             ["configMapRef", "secretRef"].into_iter().filter(|k| !s[*k].is_null()).collect();
         for kind in &kinds {
-            crate::validate::required(&s[*kind], "name", &at_i.child(kind), errors);
+            if crate::validate::required(&s[*kind], "name", &at_i.child(kind), errors) {
+                let name = text(&s[*kind], "name");
+                for problem in names::dns1123_subdomain(name) {
+                    errors.push(FieldError::invalid(&at_i.child(kind).child("name"), name, &problem));
+                }
+            }
         }
         match kinds.len() {
             0 => errors.push(FieldError::invalid(
@@ -433,18 +502,29 @@ pub fn port_or_name(value: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn resources(r: &Value, path: &Path, errors: &mut ErrorList) {
+/// What may be asked for: of a container, or of a pod as a whole.
+pub(super) fn resources(r: &Value, path: &Path, container: bool, errors: &mut ErrorList) {
+    let named = |name: &str| r["limits"].get(name).is_some() || r["requests"].get(name).is_some();
+    let lists = [&r["limits"], &r["requests"]].into_iter().filter_map(Value::as_object);
+    let huge = lists.flatten().any(|(name, _)| name.starts_with("hugepages-"));
     for which in ["limits", "requests"] {
         let path = path.child(which);
         for (name, quantity) in r[which].as_object().into_iter().flatten() {
             let at_key = path.key(name);
-            resource_name(name, &at_key, errors);
+            resource_name(name, &at_key, container, errors);
             crate::validate::non_negative_quantity(quantity, &at_key, errors);
             let whole = Quantity::from_value(quantity).is_ok_and(|q| q.is_integer());
             if name.contains('/') && !whole {
                 errors.push(FieldError::invalid(&at_key, quantity.clone(), "must be an integer"));
             }
+            if name.contains('/') && name.starts_with("requests.") {
+                let detail = "doesn't follow extended resource name standard";
+                errors.push(FieldError::invalid(&at_key, name.as_str(), detail));
+            }
         }
+    }
+    if huge && !named("cpu") && !named("memory") {
+        errors.push(FieldError::forbidden(path, "HugePages require cpu or memory"));
     }
     for (name, request) in r["requests"].as_object().into_iter().flatten() {
         let (Ok(request_q), limit) = (Quantity::from_value(request), &r["limits"][name]) else { continue };
@@ -454,7 +534,8 @@ fn resources(r: &Value, path: &Path, errors: &mut ErrorList) {
             let detail = "Limit must be set for non overcommitable resources";
             errors.push(FieldError::required(&path.child("limits"), detail));
         } else if whole && Quantity::from_value(limit).is_ok_and(|l| l != request_q) {
-            let detail = format!("must be equal to {name} limit of {}", text(&r["limits"], name));
+            let shown = limit.as_str().unwrap_or("");
+            let detail = format!("must be equal to {name} limit of {shown}");
             errors.push(FieldError::invalid(&path.child("requests"), request.clone(), &detail));
         } else if let Ok(limit_q) = Quantity::from_value(limit)
             && !limit.is_null()
@@ -466,7 +547,7 @@ fn resources(r: &Value, path: &Path, errors: &mut ErrorList) {
     }
 }
 
-fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
+fn resource_name(name: &str, path: &Path, container: bool, errors: &mut ErrorList) {
     for problem in names::qualified_name(name) {
         errors.push(FieldError::invalid(path, name, &problem));
     }
@@ -481,7 +562,9 @@ fn resource_name(name: &str, path: &Path, errors: &mut ErrorList) {
                 "must be a standard resource type or fully qualified",
             ));
         }
-        errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+        if container {
+            errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
+        }
     }
 }
 
@@ -507,11 +590,13 @@ fn profiles(s: &Value, path: &Path, errors: &mut ErrorList) {
                 one_of(kind, &["Localhost", "RuntimeDefault", "Unconfined"], &path.child("type"), errors);
                 if !profile["localhostProfile"].is_null() {
                     let detail = format!("can only be set when {shown} type is Localhost");
-                    errors.push(FieldError::invalid(
-                        &path.child("localhostProfile"),
-                        profile.clone(),
-                        &detail,
-                    ));
+                    let ty = if field == "seccompProfile" {
+                        "core.v1.SeccompProfile"
+                    } else {
+                        "core.v1.AppArmorProfile"
+                    };
+                    let shown = crate::gotext::inner(ty, profile);
+                    errors.push(FieldError::invalid_shown(&path.child("localhostProfile"), &shown, &detail));
                 }
             }
         }
@@ -552,7 +637,14 @@ fn security_context(s: &Value, path: &Path, errors: &mut ErrorList) {
     }
     if s["allowPrivilegeEscalation"] == false && s["privileged"] == true {
         let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-        errors.push(FieldError::invalid(path, s.clone(), detail));
+        let shown = crate::gotext::inner("core.v1.SecurityContext", s);
+        errors.push(FieldError::invalid_shown(path, &shown, detail));
+    }
+    let all = items(s, "capabilities.add").iter().any(|c| c == "CAP_SYS_ADMIN");
+    if s["allowPrivilegeEscalation"] == false && all {
+        let detail = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
+        let shown = crate::gotext::inner("core.v1.SecurityContext", s);
+        errors.push(FieldError::invalid_shown(path, &shown, detail));
     }
 }
 
@@ -569,6 +661,7 @@ fn pod_security(spec: &Value, path: &Path, errors: &mut ErrorList) {
         &path.child("supplementalGroupsPolicy"),
         errors,
     );
+    one_of_if_set(&s["seLinuxChangePolicy"], &["Recursive"], &path.child("seLinuxChangePolicy"), errors);
     if spec["hostPID"] == true && spec["shareProcessNamespace"] == true {
         let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
         errors.push(FieldError::invalid(&path.child("shareProcessNamespace"), true, detail));

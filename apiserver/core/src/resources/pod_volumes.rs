@@ -96,17 +96,6 @@ fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
         "persistentVolumeClaim" => {
             crate::validate::required(source, "claimName", &path, errors);
         }
-        "nfs" => {
-            crate::validate::required(source, "server", &path, errors);
-            crate::validate::required(source, "path", &path, errors);
-            if !text(source, "path").starts_with('/') {
-                errors.push(FieldError::invalid(
-                    &path.child("path"),
-                    text(source, "path"),
-                    "must be an absolute path",
-                ));
-            }
-        }
         "downwardAPI" => {
             mode(&source["defaultMode"], &path.child("defaultMode"), errors);
             for item in items(source, "items") {
@@ -118,13 +107,11 @@ fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
             for (i, s) in items(source, "sources").iter().enumerate() {
                 projection(s, &path, &path.child("sources").index(i), errors);
             }
+            projected_twice(source, &path, errors);
         }
         "csi" => {
-            if crate::validate::required(source, "driver", &path, errors) {
-                for problem in names::dns1123_subdomain(&text(source, "driver").to_lowercase()) {
-                    errors.push(FieldError::invalid(&path.child("driver"), text(source, "driver"), &problem));
-                }
-            }
+            crate::validate::required(source, "driver", &path, errors);
+            kinds::shared_source("csi", source, &path, errors);
         }
         "image" => {
             crate::validate::required(source, "reference", &path, errors);
@@ -138,7 +125,23 @@ fn volume_source(v: &Value, path: &Path, errors: &mut ErrorList) {
                 super::storage::claim_spec(&template["spec"], &at_spec, errors);
             }
         }
-        other => kinds::required_fields(other, source, &path, errors),
+        other => kinds::shared_source(other, source, &path, errors),
+    }
+}
+
+/// Two sources may not write the same file.
+fn projected_twice(projected: &Value, path: &Path, errors: &mut ErrorList) {
+    let mut seen = BTreeSet::new();
+    for source in items(projected, "sources") {
+        for kind in ["secret", "configMap"] {
+            for item in items(&source[kind], "items") {
+                let file = text(item, "path");
+                if !file.is_empty() && !seen.insert(file) {
+                    let name = text(&source[kind], "name");
+                    errors.push(FieldError::invalid(path, name, "conflicting duplicate paths"));
+                }
+            }
+        }
     }
 }
 

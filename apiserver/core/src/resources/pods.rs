@@ -3,7 +3,7 @@
 use super::pod_spec::{self, Place};
 use super::{Strategy, pod_update, pod_validate};
 use crate::context::{Context, Target};
-use crate::value::{at, copy, items, map_mut, set, take, text};
+use crate::value::{at, copy, items, map_mut, set, text};
 use keelson_api::{ErrorList, Path};
 use serde_json::{Value, json};
 
@@ -28,7 +28,13 @@ impl Strategy for Pods {
                 "message": "Scheduling is blocked due to non-empty scheduling gates", "lastProbeTime": null, "lastTransitionTime": crate::meta::time(ctx.now)}]);
             set(pod, "status.conditions", gated);
         }
-        take(pod, "spec.ephemeralContainers");
+        pod_spec::drop_gated(&mut pod["spec"]);
+    }
+    fn warnings(&self, pod: &Value) -> Vec<String> {
+        super::pod_warnings::spec(&pod["spec"], &Path::new("spec"))
+    }
+    fn warnings_on_update(&self, _: &Value, _: &Value) -> Vec<String> {
+        vec![]
     }
     fn prepare_update(&self, target: &Target, current: &Value, new: &mut Value, _ctx: &Context) {
         match target.subresource {
@@ -48,7 +54,7 @@ impl Strategy for Pods {
             }
             Some("resize") => pod_update::prepare_resize(current, new),
             _ => {
-                copy(current, new, "spec.ephemeralContainers");
+                pod_spec::drop_gated(&mut new["spec"]);
             }
         }
     }
@@ -59,7 +65,10 @@ impl Strategy for Pods {
         match target.subresource {
             None => pod_update::spec(current, new, errors),
             Some("ephemeralcontainers") => pod_update::ephemeral_containers(current, new, errors),
-            Some("resize") => pod_validate::spec(&new["spec"], &Path::new("spec"), errors),
+            Some("resize") => {
+                pod_validate::spec(&new["spec"], &Path::new("spec"), errors);
+                pod_update::resize(current, new, errors);
+            }
             _ => {}
         }
     }

@@ -11,7 +11,7 @@ pub struct PodDisruptionBudgets;
 
 impl Strategy for PodDisruptionBudgets {
     fn name_check(&self) -> crate::meta::NameCheck {
-        |_| vec![]
+        keelson_api::names::path_segment
     }
     fn generation(&self) -> bool {
         true
@@ -20,7 +20,8 @@ impl Strategy for PodDisruptionBudgets {
         let (spec, path) = (&object["spec"], Path::new("spec"));
         if !spec["minAvailable"].is_null() && !spec["maxUnavailable"].is_null() {
             let detail = "minAvailable and maxUnavailable cannot be both set";
-            errors.push(FieldError::invalid(&path, spec.clone(), detail));
+            let shown = crate::gotext::inner("policy.v1.PodDisruptionBudgetSpec", spec);
+            errors.push(FieldError::invalid_shown(&path, &shown, detail));
         }
         for field in ["minAvailable", "maxUnavailable"] {
             if !spec[field].is_null() {

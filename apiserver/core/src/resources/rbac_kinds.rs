@@ -76,6 +76,9 @@ impl Strategy for ClusterRoles {
         }
         for (i, s) in selectors.iter().enumerate() {
             label_selector(s, &path.index(i), errors);
+            if !super::apps::is_valid(s) {
+                errors.push(FieldError::invalid(&path.index(i), Value::Null, "invalid label selector."));
+            }
         }
     }
 }
@@ -103,7 +106,7 @@ impl Strategy for Bindings {
         if text(role, "apiGroup") != GROUP {
             errors.push(FieldError::not_supported(&path.child("apiGroup"), text(role, "apiGroup"), &[GROUP]));
         }
-        let kinds: &[&str] = if namespaced { &["ClusterRole", "Role"] } else { &["ClusterRole"] };
+        let kinds: &[&str] = if namespaced { &["Role", "ClusterRole"] } else { &["ClusterRole"] };
         if !kinds.contains(&text(role, "kind")) {
             errors.push(FieldError::not_supported(&path.child("kind"), text(role, "kind"), kinds));
         }

@@ -12,6 +12,12 @@ use serde_json::Value;
 pub struct ReplicationControllers;
 
 impl Strategy for ReplicationControllers {
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        super::pod_warnings::template(object)
+    }
+    fn warnings_on_update(&self, current: &Value, new: &Value) -> Vec<String> {
+        super::apps::template_warnings_on_update(current, new)
+    }
     fn default(&self, object: &mut Value) {
         let labels = at(object, "spec.template.metadata.labels").clone();
         if !is_empty(&labels) {

@@ -74,10 +74,43 @@ impl Strategy for Services {
         addresses(spec);
     }
     fn name_check(&self) -> crate::meta::NameCheck {
-        names::dns1123_label
+        names::dns1123_label_without_dots
     }
     fn answers_deleted_object(&self) -> bool {
         true
+    }
+    /// An address is given before the object is looked at, and the object that stands for it needs the name.
+    fn before_create(&self, target: &Target, service: &Value) -> Result<(), Status> {
+        let problem = match name(service) {
+            "" => "Required value".to_owned(),
+            given => match names::path_segment(given).first() {
+                Some(problem) => format!("Invalid value: {}: {problem}", keelson_api::field::quote(given)),
+                None => return Ok(()),
+            },
+        };
+        if !needs_cluster_ip(service) {
+            return Ok(());
+        }
+        let ip = text(service, "spec.clusterIP");
+        let shown = if ip.is_empty() { "10.96.0.1" } else { ip };
+        let detail = format!(
+            "failed to allocate IP: IPAddress.networking.k8s.io {} is invalid: spec.parentRef.name: {problem}",
+            keelson_api::field::quote(shown)
+        );
+        let error = FieldError::invalid(&Path::new("spec").child("clusterIPs"), json!([ip]), &detail);
+        Err(Status::invalid(target.resource, name(service), vec![error]))
+    }
+    fn warnings(&self, service: &Value) -> Vec<String> {
+        let mut out = vec![];
+        if !items(service, "spec.externalIPs").is_empty() {
+            out.push(
+                "spec.externalIPs is deprecated and may no longer be implemented in some clusters".into(),
+            );
+        }
+        if !text(service, "spec.externalName").is_empty() && text(service, "spec.type") != "ExternalName" {
+            out.push("spec.externalName is ignored when spec.type is not \"ExternalName\"".into());
+        }
+        out
     }
     fn prepare_create(&self, service: &mut Value, _: &Context) {
         set(service, "status", json!({"loadBalancer": {}}));
@@ -122,8 +155,14 @@ impl Strategy for Services {
         let path = Path::new("spec").child("clusterIPs");
         let (old, now) = (text(current, "spec.clusterIP"), text(new, "spec.clusterIP"));
         let was_ip = text(current, "spec.type") != "ExternalName";
-        if was_ip && text(new, "spec.type") != "ExternalName" && old != now && !old.is_empty() {
+        let address = now.is_empty() || now == "None" || crate::validate::is_ip(now);
+        if was_ip && text(new, "spec.type") != "ExternalName" && old != now && !old.is_empty() && address {
             errors.push(FieldError::invalid(&path.index(0), json!([now]), "may not change once set"));
+        }
+        if text(new, "spec.type") != "LoadBalancer" && !at(new, "spec.loadBalancerClass").is_null() {
+            // Once more as a change.
+            let path = Path::new("spec").child("loadBalancerClass");
+            errors.push(FieldError::forbidden(&path, "may only be used when `type` is 'LoadBalancer'"));
         }
     }
 }
@@ -134,7 +173,6 @@ fn addresses(spec: &mut Value) {
     let first = items(spec, "clusterIPs").first().and_then(Value::as_str).map(String::from);
     match (ip.is_empty(), first) {
         (false, None) => set(spec, "clusterIPs", json!([ip])),
-        (true, Some(first)) => set(spec, "clusterIP", first),
         _ => {}
     }
 }
@@ -497,11 +535,10 @@ fn validate(service: &Value, errors: &mut ErrorList) {
 }
 
 /// An address from which traffic may come in: no special one.
-fn outside_ip(ip: &str, path: &Path, errors: &mut ErrorList) {
-    let Ok(parsed) = ip.parse::<std::net::IpAddr>() else {
-        crate::validate::ip(ip, path, errors);
-        return;
-    };
+pub fn outside_ip(ip: &str, path: &Path, errors: &mut ErrorList) {
+    let before = errors.len();
+    crate::validate::ip(ip, path, errors);
+    let Some(parsed) = ip.parse::<std::net::IpAddr>().ok().filter(|_| errors.len() == before) else { return };
     let (link_local, link_multicast) = match parsed {
         std::net::IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
         std::net::IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.segments()[0] == 0xff02),
@@ -521,16 +558,8 @@ fn outside_ip(ip: &str, path: &Path, errors: &mut ErrorList) {
 }
 
 fn source_range(range: &str, path: &Path, errors: &mut ErrorList) {
-    let trimmed = range.trim();
-    match trimmed.parse::<ipnet::IpNet>() {
-        Err(_) => {
-            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-            errors.push(FieldError::invalid(path, range, detail));
-        }
-        Ok(net) if net.addr() != net.network() => {
-            errors.push(FieldError::invalid(path, range, "must not have bits set beyond the prefix length"));
-        }
-        Ok(_) => {}
+    if let Some(detail) = crate::validate::cidr_problem(range.trim()) {
+        errors.push(FieldError::invalid(path, range, detail));
     }
 }
 
@@ -598,7 +627,10 @@ fn cluster_ips(spec: &Value, errors: &mut ErrorList) {
     let path = Path::new("spec").child("clusterIPs");
     let list: Vec<&str> = items(spec, "clusterIPs").iter().filter_map(Value::as_str).collect();
     let single = text(spec, "clusterIP");
-    if let Some(first) = list.first()
+    if single.is_empty() && !list.is_empty() {
+        let detail = "must be empty when `clusterIP` is not specified";
+        errors.push(FieldError::invalid(&path, json!(list), detail));
+    } else if let Some(first) = list.first()
         && *first != single
     {
         let detail = "first value must match `clusterIP`";
@@ -657,10 +689,9 @@ fn duplicates(list: &[Value], path: &Path, errors: &mut ErrorList) {
             errors.push(FieldError::duplicate(&path.index(i).child("nodePort"), int(p, "nodePort")));
         }
         if !ports.insert((int(p, "port"), protocol)) {
-            errors.push(FieldError::duplicate(
-                &path.index(i),
-                json!({"protocol": protocol, "port": int(p, "port")}),
-            ));
+            let same = json!({"protocol": protocol, "port": int(p, "port")});
+            let shown = crate::gotext::inner("core.v1.ServicePort", &same);
+            errors.push(FieldError::duplicate_shown(&path.index(i), &shown, ""));
         }
     }
 }

@@ -23,8 +23,14 @@ const MUTABLE: [&str; 7] = [
 ];
 
 impl Strategy for StatefulSets {
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        super::pod_warnings::template(object)
+    }
+    fn warnings_on_update(&self, current: &Value, new: &Value) -> Vec<String> {
+        super::apps::template_warnings_on_update(current, new)
+    }
     fn name_check(&self) -> NameCheck {
-        names::dns1123_label
+        names::dns1123_label_without_dots
     }
     fn default(&self, object: &mut Value) {
         default_template(object);
@@ -112,7 +118,7 @@ fn policies(spec: &Value, path: &Path, errors: &mut ErrorList) {
     let shown = if rolling.is_null() {
         "null".to_owned()
     } else {
-        json!({"Partition": rolling["partition"], "MaxUnavailable": rolling["maxUnavailable"]}).to_string()
+        crate::gotext::inner("apps.v1.RollingUpdateStatefulSetStrategy", rolling)
     };
     match kind {
         "RollingUpdate" => {
@@ -141,7 +147,8 @@ fn selector_and_template(spec: &Value, path: &Path, errors: &mut ErrorList) {
         label_selector(selector, &path.child("selector"), errors);
         if is_blank(selector) {
             let detail = "empty selector is invalid for statefulset";
-            errors.push(FieldError::invalid(&path.child("selector"), selector.clone(), detail));
+            let shown = crate::value::without_empty(selector);
+            errors.push(FieldError::invalid(&path.child("selector"), shown, detail));
         }
     }
     let at_template = path.child("template");

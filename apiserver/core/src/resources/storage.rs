@@ -57,27 +57,28 @@ impl Strategy for PersistentVolumes {
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let (spec, path) = (&object["spec"], Path::new("spec"));
         access_modes(spec, &path, "", errors);
-        match spec["capacity"].as_object().filter(|c| !c.is_empty()) {
-            None => errors.push(FieldError::required(&path.child("capacity"), "")),
-            Some(c) if c.len() > 1 || !c.contains_key("storage") => {
-                errors.push(FieldError::not_supported(
-                    &path.child("capacity"),
-                    spec["capacity"].clone(),
-                    &["storage"],
-                ));
-            }
-            Some(_) => {}
+        let capacity = spec["capacity"].as_object();
+        if capacity.is_none_or(serde_json::Map::is_empty) {
+            errors.push(FieldError::required(&path.child("capacity"), ""));
         }
-        for (key, value) in spec["capacity"].as_object().into_iter().flatten() {
-            positive_storage(value, &path.child("capacity").key(key), errors);
+        if capacity.is_none_or(|c| c.len() > 1 || !c.contains_key("storage")) {
+            errors.push(FieldError::not_supported(
+                &path.child("capacity"),
+                spec["capacity"].clone(),
+                &["storage"],
+            ));
+        }
+        for (key, value) in capacity.into_iter().flatten() {
+            let at_key = path.child("capacity").key(key);
+            if Quantity::from_value(value).is_ok_and(|q| q.is_negative()) {
+                let shown = text(&spec["capacity"], key);
+                errors.push(FieldError::invalid_shown(&at_key, shown, "must be a valid resource quantity"));
+            }
+            positive_storage(value, &at_key, errors);
         }
         let policy = text(spec, "persistentVolumeReclaimPolicy");
-        one_of(
-            policy,
-            &["Delete", "Recycle", "Retain"],
-            &path.child("persistentVolumeReclaimPolicy"),
-            errors,
-        );
+        let at_policy = path.child("persistentVolumeReclaimPolicy");
+        one_of(policy, &["Delete", "Recycle", "Retain"], &at_policy, errors);
         let sources = pv_sources(spec);
         if sources.is_empty() {
             errors.push(FieldError::required(&path, "must specify a volume type"));
@@ -87,6 +88,25 @@ impl Strategy for PersistentVolumes {
         }
         if spec["hostPath"].is_object() {
             crate::validate::required(&spec["hostPath"], "path", &path.child("hostPath"), errors);
+        }
+        for source in &sources {
+            volumes::shared_source(source, &spec[*source], &path.child(source), errors);
+            volumes::secret_references(&spec[*source], &path.child(source), errors);
+        }
+        let local = text(spec, "local.path");
+        if local.split('/').any(|part| part == "..") {
+            let at_path = path.child("local").child("path");
+            errors.push(FieldError::invalid(&at_path, local, "must not contain '..'"));
+        }
+        if policy == "Recycle" && text(spec, "hostPath.path") == "/" {
+            let detail = "may not be 'recycle' for a hostPath mount of '/'";
+            errors.push(FieldError::forbidden(&at_policy, detail));
+        }
+        let class = text(spec, "storageClassName");
+        if !class.is_empty() {
+            for problem in names::dns1123_subdomain(class) {
+                errors.push(FieldError::invalid(&path.child("storageClassName"), class, &problem));
+            }
         }
         let affinity = &spec["nodeAffinity"];
         if !spec["local"].is_null() && affinity.is_null() {
@@ -103,6 +123,12 @@ impl Strategy for PersistentVolumes {
             );
         }
         one_of_if_set(&spec["volumeMode"], &VOLUME_MODES, &path.child("volumeMode"), errors);
+    }
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        let recycled = text(object, "spec.persistentVolumeReclaimPolicy") == "Recycle";
+        let text = "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended approach \
+                    is to use dynamic provisioning.";
+        if recycled { vec![text.into()] } else { vec![] }
     }
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource.is_some() {
@@ -134,6 +160,7 @@ pub struct PersistentVolumeClaims;
 impl Strategy for PersistentVolumeClaims {
     fn default(&self, object: &mut Value) {
         default(object, "spec.volumeMode", "Filesystem");
+        super::pod_spec::round_up(&mut object["spec"]);
         data_source(object);
     }
     fn answers_deleted_object(&self) -> bool {
@@ -149,6 +176,9 @@ impl Strategy for PersistentVolumeClaims {
     }
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         claim_spec(&object["spec"], &Path::new("spec"), errors);
+    }
+    fn warnings(&self, object: &Value) -> Vec<String> {
+        claim_warnings(&object["spec"], "spec.")
     }
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource.is_some() {
@@ -175,7 +205,9 @@ impl Strategy for PersistentVolumeClaims {
                 copy(&old, &mut now, "resources.requests.storage");
             }
         }
-        copy(&old, &mut now, "volumeAttributesClassName");
+        if bound {
+            copy(&old, &mut now, "volumeAttributesClassName");
+        }
         if old != now {
             let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims";
             errors.push(FieldError::forbidden(&path, detail));
@@ -183,14 +215,28 @@ impl Strategy for PersistentVolumeClaims {
     }
 }
 
-/// Both fields that name a source of data say the same.
+/// What is odd about a claim's spec or a claim template's, its fields below `prefix`.
+pub fn claim_warnings(spec: &Value, prefix: &str) -> Vec<String> {
+    let requested = at(spec, "resources.requests.storage");
+    let fraction = crate::validate::fractional_bytes(requested);
+    fraction
+        .map(|shown| format!("{prefix}resources.requests[storage]: fractional byte value {shown} is invalid, must be an integer"))
+        .into_iter()
+        .collect()
+}
+
+/// Both fields that name a source of data say the same. A reference into another namespace needs a feature that is off.
 fn data_source(object: &mut Value) {
     let (old, new) = (at(object, "spec.dataSource").clone(), at(object, "spec.dataSourceRef").clone());
+    if !text(&new, "namespace").is_empty() && old.is_null() {
+        take(&mut object["spec"], "dataSourceRef");
+        return;
+    }
     if old.is_object() && new.is_null() {
         set(object, "spec.dataSourceRef", old);
     } else if new.is_object() && old.is_null() && text(&new, "namespace").is_empty() {
         let group = text(&new, "apiGroup");
-        let known = (group.is_empty() && text(&new, "kind") == "PersistentVolumeClaim")
+        let known = (group.is_empty() && ["PersistentVolumeClaim", ""].contains(&text(&new, "kind")))
             || (group == "snapshot.storage.k8s.io" && text(&new, "kind") == "VolumeSnapshot");
         if known {
             set(object, "spec.dataSource", new);
@@ -218,6 +264,20 @@ pub fn claim_spec(spec: &Value, path: &Path, errors: &mut ErrorList) {
         crate::validate::label_selector(&spec["selector"], &path.child("selector"), errors);
     }
     one_of_if_set(&spec["volumeMode"], &VOLUME_MODES, &path.child("volumeMode"), errors);
+    for field in ["dataSource", "dataSourceRef"] {
+        if spec[field].is_object() {
+            source_reference(&spec[field], &path.child(field), errors);
+        }
+    }
+}
+
+fn source_reference(source: &Value, path: &Path, errors: &mut ErrorList) {
+    crate::validate::required(source, "name", path, errors);
+    crate::validate::required(source, "kind", path, errors);
+    if text(source, "apiGroup").is_empty() && text(source, "kind") != "PersistentVolumeClaim" {
+        let detail = "must be 'PersistentVolumeClaim' when referencing the default apiGroup";
+        errors.push(FieldError::invalid(path, text(source, "kind"), detail));
+    }
 }
 
 pub struct StorageClasses;
@@ -232,27 +292,53 @@ impl Strategy for StorageClasses {
         if provisioner.is_empty() {
             errors.push(FieldError::required(&Path::new("provisioner"), provisioner));
         } else {
-            for problem in names::qualified_name(&provisioner.to_lowercase()) {
-                errors.push(FieldError::invalid(&Path::new("provisioner"), provisioner, &problem));
+            // What was looked at is what is shown.
+            let lower = provisioner.to_lowercase();
+            for problem in names::qualified_name(&lower) {
+                errors.push(FieldError::invalid(&Path::new("provisioner"), lower.as_str(), &problem));
             }
         }
+        topologies(&object["allowedTopologies"], errors);
         one_of_if_set(&object["reclaimPolicy"], &["Delete", "Retain"], &Path::new("reclaimPolicy"), errors);
         let modes = ["Immediate", "WaitForFirstConsumer"];
         one_of_if_set(&object["volumeBindingMode"], &modes, &Path::new("volumeBindingMode"), errors);
     }
     fn validate_update(&self, _: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         for field in ["parameters", "provisioner", "reclaimPolicy", "volumeBindingMode"] {
-            if current[field] != new[field] && !(is_empty(&current[field]) && is_empty(&new[field])) {
-                if field == "reclaimPolicy" || field == "volumeBindingMode" {
-                    errors.push(FieldError::invalid(
-                        &Path::new(field),
-                        new[field].clone(),
-                        "field is immutable",
-                    ));
-                } else {
-                    let detail = format!("updates to {field} are forbidden.");
-                    errors.push(FieldError::forbidden(&Path::new(field), &detail));
-                }
+            if current[field] == new[field] || (is_empty(&current[field]) && is_empty(&new[field])) {
+                continue;
+            }
+            errors.push(if field == "parameters" {
+                FieldError::forbidden(&Path::new(field), "updates to parameters are forbidden.")
+            } else {
+                FieldError::invalid(&Path::new(field), new[field].clone(), "field is immutable")
+            });
+        }
+    }
+}
+
+/// Terms of node labels, each other than the rest.
+fn topologies(terms: &Value, errors: &mut ErrorList) {
+    let mut seen: Vec<&Value> = vec![];
+    for (i, term) in terms.as_array().into_iter().flatten().enumerate() {
+        let at_list = Path::new("allowedTopologies").index(i).child("matchLabelExpressions");
+        let expressions = &term["matchLabelExpressions"];
+        if is_empty(expressions) || seen.contains(&expressions) {
+            errors.push(FieldError::duplicate(&at_list, ""));
+        }
+        seen.push(expressions);
+        for (j, e) in expressions.as_array().into_iter().flatten().enumerate() {
+            let path = at_list.index(j);
+            let values = items(e, "values");
+            if values.is_empty() {
+                errors.push(FieldError::required(&path.child("values"), ""));
+            }
+            for (k, v) in values.iter().enumerate().filter(|(k, v)| values[..*k].contains(v)) {
+                errors.push(FieldError::duplicate(&path.child("values").index(k), v.clone()));
+            }
+            let key = text(e, "key");
+            for problem in names::qualified_name(key) {
+                errors.push(FieldError::invalid(&path.child("key"), key, &problem));
             }
         }
     }
@@ -272,6 +358,71 @@ impl Strategy for CsiDrivers {
             set(object, "spec.volumeLifecycleModes", json!(["Persistent"]));
         }
     }
+    fn generation(&self) -> bool {
+        true
+    }
+    fn generation_from_the_start(&self) -> bool {
+        false
+    }
+    fn prepare_create(&self, object: &mut Value, _: &Context) {
+        gated_driver_fields(object);
+    }
+    fn prepare_update(&self, _: &Target, _: &Value, new: &mut Value, _: &Context) {
+        gated_driver_fields(new);
+    }
+    fn spec_changed(&self, old: &Value, new: &Value) -> bool {
+        let counted = [
+            "tokenRequests",
+            "requiresRepublish",
+            "seLinuxMount",
+            "podInfoOnMount",
+            "storageCapacity",
+            "fsGroupPolicy",
+        ];
+        counted.iter().any(|f| !crate::value::same(&old["spec"][*f], &new["spec"][*f]))
+    }
+    fn validate(&self, object: &Value, errors: &mut ErrorList) {
+        let (spec, path) = (&object["spec"], Path::new("spec"));
+        for (i, request) in items(spec, "tokenRequests").iter().enumerate() {
+            let at_i = path.child("tokenRequests").index(i).child("expirationSeconds");
+            match request["expirationSeconds"].as_i64() {
+                Some(n) if n < 600 => {
+                    errors.push(FieldError::invalid(
+                        &at_i,
+                        n,
+                        "may not specify a duration less than 10 minutes",
+                    ));
+                }
+                Some(n) if n > 1 << 32 => {
+                    errors.push(FieldError::invalid(
+                        &at_i,
+                        n,
+                        "may not specify a duration larger than 2^32 seconds",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        let policies = ["File", "None", "ReadWriteOnceWithFSType"];
+        one_of_if_set(&spec["fsGroupPolicy"], &policies, &path.child("fsGroupPolicy"), errors);
+        for mode in items(spec, "volumeLifecycleModes") {
+            let at_mode = path.child("volumeLifecycleModes");
+            one_of(mode.as_str().unwrap_or(""), &["Persistent", "Ephemeral"], &at_mode, errors);
+        }
+        if let Some(n) = spec["nodeAllocatableUpdatePeriodSeconds"].as_i64().filter(|n| *n < 10) {
+            let at_period = path.child("nodeAllocatableUpdatePeriodSeconds");
+            errors.push(FieldError::invalid(&at_period, n, "must be greater than or equal to 10 seconds"));
+        }
+        if spec["serviceAccountTokenInSecrets"] == true && is_empty(&spec["tokenRequests"]) {
+            let detail = "serviceAccountTokenInSecrets is set but no tokenRequests are specified";
+            errors.push(FieldError::invalid(&path.child("serviceAccountTokenInSecrets"), true, detail));
+        }
+    }
+}
+
+/// Fields of features that are off.
+fn gated_driver_fields(object: &mut Value) {
+    take(&mut object["spec"], "preventPodSchedulingIfMissing");
 }
 
 pub struct CsiNodes;
@@ -285,6 +436,17 @@ impl Strategy for CsiNodes {
             let path = Path::new("spec").child("drivers").index(i);
             crate::validate::required(d, "name", &path, errors);
             crate::validate::required(d, "nodeID", &path, errors);
+            let drivers = items(object, "spec.drivers");
+            if drivers[..i].iter().any(|o| o["name"] == d["name"]) {
+                errors.push(FieldError::duplicate(&path.child("name"), text(d, "name")));
+            }
+            if let Some(n) = at(d, "allocatable.count").as_i64() {
+                crate::validate::non_negative(n, &path.child("allocatable").child("count"), errors);
+            }
+            let keys = items(d, "topologyKeys");
+            for (_, key) in keys.iter().enumerate().filter(|(k, key)| keys[..*k].contains(key)) {
+                errors.push(FieldError::duplicate(&path, key.clone()));
+            }
         }
     }
 }
@@ -292,29 +454,26 @@ impl Strategy for CsiNodes {
 pub struct VolumeAttachments;
 
 impl Strategy for VolumeAttachments {
-    fn prepare_update(&self, target: &Target, current: &Value, new: &mut Value, _: &Context) {
-        if target.subresource == Some("status") {
-            let managed = at(new, "metadata.managedFields").clone();
-            copy(current, new, "metadata");
-            set(new, "metadata.managedFields", managed);
-        }
-    }
     fn answers_deleted_object(&self) -> bool {
         true
     }
     fn validate(&self, object: &Value, errors: &mut ErrorList) {
         let path = Path::new("spec");
         crate::validate::required(&object["spec"], "attacher", &path, errors);
-        crate::validate::required(&object["spec"], "nodeName", &path, errors);
         let source = at(object, "spec.source");
         if is_empty(&source["persistentVolumeName"]) && source["inlineVolumeSpec"].is_null() {
             let detail = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
             errors.push(FieldError::required(&path.child("source"), detail));
         }
+        let node = text(object, "spec.nodeName");
+        for problem in names::dns1123_subdomain(node) {
+            errors.push(FieldError::invalid(&path.child("nodeName"), node, &problem));
+        }
     }
     fn validate_update(&self, target: &Target, current: &Value, new: &Value, errors: &mut ErrorList) {
         if target.subresource.is_none() && current["spec"] != new["spec"] {
-            errors.push(FieldError::invalid(&Path::new("spec"), new["spec"].clone(), "field is immutable"));
+            let shown = crate::gotext::inner("storage.v1.VolumeAttachmentSpec", &new["spec"]);
+            errors.push(FieldError::invalid_shown(&Path::new("spec"), &shown, "field is immutable"));
         }
     }
 }

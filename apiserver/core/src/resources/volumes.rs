@@ -2,7 +2,7 @@
 
 use super::pod_spec::{fill, pull_policy};
 use crate::value::{default, each_mut, map_mut, set, text};
-use keelson_api::{ErrorList, Path};
+use keelson_api::{ErrorList, FieldError, Path, names};
 use serde_json::{Value, json};
 
 /// Every kind of volume a pod may have.
@@ -85,7 +85,7 @@ fn default_field_ref(item: &mut Value) {
 }
 
 /// What the older kinds of volume cannot do without.
-const REQUIRED: [(&str, &str, &[&str]); 14] = [
+const REQUIRED: [(&str, &str, &[&str]); 17] = [
     ("awsElasticBlockStore", "awsElasticBlockStore", &["volumeID"]),
     ("azureDisk", "azureDisk", &["diskName", "diskURI"]),
     ("azureFile", "azureFile", &["secretName", "shareName"]),
@@ -98,7 +98,10 @@ const REQUIRED: [(&str, &str, &[&str]); 14] = [
     ("iscsi", "iscsi", &["targetPortal", "iqn"]),
     ("photonPersistentDisk", "photonPersistentDisk", &["pdID"]),
     ("portworxVolume", "portworxVolume", &["volumeID"]),
+    ("nfs", "nfs", &["server", "path"]),
     ("rbd", "rbd", &["monitors", "image"]),
+    ("scaleIO", "scaleIO", &["gateway", "system", "volumeName"]),
+    ("storageos", "storageos", &["volumeName"]),
     ("vsphereVolume", "vsphereVolume", &["volumePath"]),
 ];
 
@@ -108,6 +111,70 @@ pub fn required_fields(kind: &str, source: &Value, path: &Path, errors: &mut Err
     let renamed = Path::new(&path.as_str().replace(kind, shown));
     for field in *fields {
         crate::validate::required(source, field, &renamed, errors);
+    }
+}
+
+/// What pods' volumes and persistent ones demand of a source alike, beyond what must be there.
+pub fn shared_source(kind: &str, source: &Value, path: &Path, errors: &mut ErrorList) {
+    required_fields(kind, source, path, errors);
+    match kind {
+        "nfs" => {
+            let at_path = text(source, "path");
+            if !at_path.starts_with('/') {
+                errors.push(FieldError::invalid(&path.child("path"), at_path, "must be an absolute path"));
+            }
+        }
+        "csi" => {
+            let driver = text(source, "driver");
+            for problem in
+                names::dns1123_subdomain(&driver.to_lowercase()).iter().filter(|_| !driver.is_empty())
+            {
+                errors.push(FieldError::invalid(&path.child("driver"), driver, problem));
+            }
+        }
+        "iscsi" => {
+            if let Some(lun) = source["lun"].as_i64().filter(|n| !(0..=255).contains(n)) {
+                errors.push(FieldError::invalid(
+                    &path.child("lun"),
+                    lun,
+                    "must be between 0 and 255, inclusive",
+                ));
+            }
+        }
+        "gcePersistentDisk" => {
+            if let Some(n) = source["partition"].as_i64().filter(|n| !(0..=255).contains(n)) {
+                let at_partition =
+                    Path::new(&path.as_str().replace(kind, "persistentDisk")).child("partition");
+                errors.push(FieldError::invalid(&at_partition, n, "must be between 1 and 255, inclusive"));
+            }
+        }
+        "fc" => {
+            let (targets, ids) =
+                (crate::value::is_empty(&source["targetWWNs"]), crate::value::is_empty(&source["wwids"]));
+            if targets == ids {
+                let detail = "must specify either targetWWNs or wwids, but not both";
+                errors.push(FieldError::required(&path.child("targetWWNs"), detail));
+            }
+        }
+        "quobyte" => {
+            if text(source, "registry").is_empty() {
+                let detail = "must be a host:port pair or multiple pairs separated by commas";
+                errors.push(FieldError::required(&path.child("registry"), detail));
+            }
+            crate::validate::required(source, "volume", path, errors);
+        }
+        _ => {}
+    }
+}
+
+/// References to secrets in persistent volumes name their namespace.
+pub fn secret_references(source: &Value, path: &Path, errors: &mut ErrorList) {
+    for (field, reference) in source.as_object().into_iter().flatten() {
+        if field.ends_with("SecretRef") && reference.is_object() {
+            for part in ["name", "namespace"] {
+                crate::validate::required(reference, part, &path.child(field), errors);
+            }
+        }
     }
 }
 

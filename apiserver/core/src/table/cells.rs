@@ -23,6 +23,16 @@ pub fn of(resource: &Resource, o: &Value, now: jiff::Timestamp) -> Option<Vec<Va
         ("", "serviceaccounts") => aged(vec![]),
         ("", "endpoints") => aged(vec![json!(endpoints(o))]),
         ("", "events") | ("events.k8s.io", "events") => event(o, now),
+        ("", "componentstatuses") => {
+            let healthy = items(o, "conditions").iter().find(|c| text(c, "type") == "Healthy");
+            let said = |field: &str| healthy.map_or("", |c| text(c, field));
+            let state = match said("status") {
+                "True" => "Healthy",
+                "False" => "Unhealthy",
+                _ => "Unknown",
+            };
+            vec![json!(name(o)), json!(state), json!(said("message")), json!(said("error"))]
+        }
         ("", "podtemplates") => workloads::pod_template(o),
         ("", "replicationcontrollers") => workloads::replication_controller(o, now),
         ("apps", "daemonsets") => workloads::daemon_set(o, now),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// The columns, the name first.
 pub fn definitions(definition: Option<&Definition>) -> Vec<Value> {
-    let first = json!({"name": "Name", "type": "string", "format": "name", "description": "", "priority": 0});
+    let first = json!({"name": "Name", "type": "string", "format": "name", "description": super::description("", "Name"), "priority": 0});
     let columns = definition.into_iter().flat_map(|d| &d.columns).map(|c| {
         let described = text(c, "description");
         let description = if described.is_empty() {

@@ -119,6 +119,7 @@ impl World {
         let store = Arc::new(Memory::new());
         let mut config = Config::new(store.clone(), address, address.ip(), pki);
         config.shutdown_grace = 1;
+        config.service_account_issuer = "https://kubernetes.default.svc".to_owned();
         let stop = CancellationToken::new();
         tokio::spawn(keelson_apiserver::run_on(listener, config, stop.clone()));
         let client = |identity: Option<&(String, String)>| Client {
@@ -134,6 +135,14 @@ impl World {
 }
 
 impl World {
+    /// Forgets what was before a revision of the store.
+    pub async fn forget(&self, revision: i64) {
+        let request = keelson_store_proto::etcdserverpb::CompactionRequest { revision, physical: false };
+        keelson_store_proto::client::Etcd::compact(&*self.store, request)
+            .await
+            .expect("a store that compacts");
+    }
+
     /// The authority's certificate, PEM.
     pub fn authority(&self) -> String {
         self.ca.pem()

@@ -2,38 +2,10 @@
 
 use crate::value::{int, items, text};
 use keelson_api::{ErrorList, FieldError, Path};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 const MAX_RULES: usize = 20;
 const MAX_EXIT_CODES: usize = 255;
-
-/// A value as upstream's types print it: field names begin with a capital, absent ones are null.
-pub fn shown(value: &Value) -> String {
-    fn with(value: &Value, fields: &[&str]) -> Value {
-        let mut out = Map::new();
-        for field in fields {
-            let mut name = (*field).to_owned();
-            name[..1].make_ascii_uppercase();
-            out.insert(name, value.get(field).cloned().unwrap_or(Value::Null));
-        }
-        Value::Object(out)
-    }
-    if value.is_null() {
-        return "null".into();
-    }
-    let mut out = with(value, &["rules"]);
-    if let Some(rules) = out["Rules"].as_array_mut() {
-        for rule in rules {
-            let fields: &[&str] = if rule.get("action").is_some() {
-                &["action", "onExitCodes", "onPodConditions"]
-            } else {
-                &["succeededIndexes", "succeededCount"]
-            };
-            *rule = with(rule, fields);
-        }
-    }
-    out.to_string()
-}
 
 /// A complaint that shows no value.
 fn invalid(path: &Path, detail: &str, errors: &mut ErrorList) {
@@ -139,7 +111,11 @@ fn exit_codes(spec: &Value, codes: &Value, path: &Path, errors: &mut ErrorList) 
 pub fn success(spec: &Value, path: &Path, errors: &mut ErrorList) {
     let policy = &spec["successPolicy"];
     if text(spec, "completionMode") != "Indexed" {
-        errors.push(FieldError::invalid_shown(path, &shown(policy), "requires indexed completion mode"));
+        errors.push(FieldError::invalid_shown(
+            path,
+            &crate::gotext::inner("batch.v1.SuccessPolicy", policy),
+            "requires indexed completion mode",
+        ));
         return;
     }
     let rules = items(policy, "rules");
