@@ -184,7 +184,7 @@ async fn keep_alives_are_answered_in_order_and_few_of_them_are_logged() {
     const LEASES: i64 = 20;
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (store, stop, url) = one(folder.path()).await;
-    let client = Remote::connect(&[url.clone()], None).await.expect("a good URL");
+    let client = Remote::connect(std::slice::from_ref(&url), None).await.expect("a good URL");
     for id in 1..=LEASES {
         client.lease_grant(pb::LeaseGrantRequest { ttl: 600, id }).await.expect("granted");
     }

@@ -171,9 +171,8 @@ impl Strategy for Services {
 fn addresses(spec: &mut Value) {
     let ip = text(spec, "clusterIP").to_string();
     let first = items(spec, "clusterIPs").first().and_then(Value::as_str).map(String::from);
-    match (ip.is_empty(), first) {
-        (false, None) => set(spec, "clusterIPs", json!([ip])),
-        _ => {}
+    if !ip.is_empty() && first.is_none() {
+        set(spec, "clusterIPs", json!([ip]));
     }
 }
 
