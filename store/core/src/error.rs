@@ -110,7 +110,8 @@ errors! {
     TimeoutWaitAppliedIndex Unavailable "etcdserver: request timed out, waiting for the applied index took too long",
     Unhealthy Unavailable "etcdserver: unhealthy cluster",
 
-    RangeStreamUnsupported Unimplemented "etcdserver: RangeStream takes neither a custom sort nor revision filters",
+    RangeStreamSorted Unimplemented "RangeStream does not support custom sort orders",
+    RangeStreamFiltered Unimplemented "RangeStream does not support revision filters",
 
     Corrupt DataLoss "etcdserver: corrupt cluster",
     WatchCanceled Canceled "etcdserver: watch canceled",

@@ -21,7 +21,11 @@ pub fn check(request: &RangeRequest) -> Result<(), Error> {
         || request.max_mod_revision != 0
         || request.min_create_revision != 0
         || request.max_create_revision != 0;
-    if sorted || filtered { Err(Error::RangeStreamUnsupported) } else { Ok(()) }
+    match (sorted, filtered) {
+        (true, _) => Err(Error::RangeStreamSorted),
+        (_, true) => Err(Error::RangeStreamFiltered),
+        _ => Ok(()),
+    }
 }
 
 /// Hands out all pieces but the last, each of about `piece` bytes (a key larger than that is a piece of its own), until
@@ -200,13 +204,13 @@ mod tests {
         assert_eq!(range_stream(state.revision(), 0, &backend, &all, 1, &mut emit), Ok(None));
         assert_eq!(pieces, 1);
         assert_eq!(check(&all), Ok(()));
-        for refused in [
-            RangeRequest { sort_order: SortOrder::Descend, ..all.clone() },
-            RangeRequest { sort_target: SortTarget::Mod, ..all.clone() },
-            RangeRequest { min_mod_revision: 1, ..all.clone() },
-            RangeRequest { max_create_revision: 1, ..all.clone() },
+        for (refused, error) in [
+            (RangeRequest { sort_order: SortOrder::Descend, ..all.clone() }, Error::RangeStreamSorted),
+            (RangeRequest { sort_target: SortTarget::Mod, ..all.clone() }, Error::RangeStreamSorted),
+            (RangeRequest { min_mod_revision: 1, ..all.clone() }, Error::RangeStreamFiltered),
+            (RangeRequest { max_create_revision: 1, ..all.clone() }, Error::RangeStreamFiltered),
         ] {
-            assert_eq!(check(&refused), Err(Error::RangeStreamUnsupported));
+            assert_eq!(check(&refused), Err(error));
         }
     }
 }

@@ -45,7 +45,8 @@ pub struct Shared<B> {
 
 struct Guarded {
     state: State,
-    installing: bool,
+    /// State and backend are not of one moment: a snapshot is being installed, or a write failed.
+    unreadable: bool,
 }
 
 impl<B: Backend> Shared<B> {
@@ -53,7 +54,7 @@ impl<B: Backend> Shared<B> {
     /// short: it holds up applying.
     pub fn read<T>(&self, read: impl FnOnce(&State, &B) -> T) -> Option<T> {
         let guarded = self.state.read().expect("no panic while the state is locked");
-        if guarded.installing { None } else { Some(read(&guarded.state, &self.backend)) }
+        if guarded.unreadable { None } else { Some(read(&guarded.state, &self.backend)) }
     }
 
     /// Writes one slice of a scrub, apart from applying; answers what comes next. `None` while a snapshot is installed.
@@ -62,7 +63,7 @@ impl<B: Backend> Shared<B> {
     /// IO.
     pub fn scrub(&self, slice: impl FnOnce(&B) -> Slice) -> Option<io::Result<Option<Scrub>>> {
         let guarded = self.state.write().expect("no panic while the state is locked");
-        if guarded.installing {
+        if guarded.unreadable {
             return None;
         }
         let slice = slice(&self.backend);
@@ -143,7 +144,7 @@ impl<B: Backend> StateMachine<B> {
         let applied = last_applied.map_or(0, |id| id.index);
         let shared = Shared {
             backend,
-            state: RwLock::new(Guarded { state, installing: false }),
+            state: RwLock::new(Guarded { state, unreadable: false }),
             applied: watch::Sender::new(applied),
         };
         Ok(StateMachine { shared: Arc::new(shared), listener, last_applied, membership })
@@ -183,9 +184,16 @@ impl<B: Backend> StateMachine<B> {
         if keelson_plant::is(6) {
             backend.commit(&[], &mark)?;
         }
-        hit(Point::BeforeCommit)?;
-        backend.commit(&effects.writes, &mark)?;
-        hit(Point::AfterCommit)?;
+        let store = || {
+            hit(Point::BeforeCommit)?;
+            backend.commit(&effects.writes, &mark)?;
+            hit(Point::AfterCommit)
+        };
+        if let Err(error) = store() {
+            // The state in memory is ahead of what is stored: this member stops, and until then nobody reads the pair.
+            guarded.unreadable = true;
+            return Err(error);
+        }
         self.listener.applied(&guarded.state, effects.events, effects.compacted);
         if !effects.tokens.is_empty() {
             self.listener.tokens(effects.tokens);
@@ -200,7 +208,7 @@ impl<B: Backend> StateMachine<B> {
     }
 
     fn set_installing(&self, installing: bool) {
-        self.shared.state.write().expect("no panic while the state is locked").installing = installing;
+        self.shared.state.write().expect("no panic while the state is locked").unreadable = installing;
     }
 }
 
@@ -287,7 +295,7 @@ impl<R: AsyncRuntime, B: Backend> RaftStateMachine<TypeConfig<R>> for StateMachi
         {
             let mut guarded = self.shared.state.write().expect("no panic while the state is locked");
             guarded.state = state;
-            guarded.installing = false;
+            guarded.unreadable = false;
             #[cfg(feature = "planted")]
             if keelson_plant::is(9) {
                 drop(guarded);

@@ -2,8 +2,11 @@
 //!
 //! Ports are free ones of loopback; everything waits on conditions with a deadline.
 
+pub mod cases;
+pub mod differential;
 pub mod faults;
 pub mod replay;
+pub mod traffic;
 
 use std::future::Future;
 use std::net::TcpListener;
@@ -59,6 +62,7 @@ pub struct Process {
     /// The group it runs with; ours when absent.
     pub group: Option<u32>,
     flags: Vec<String>,
+    tls: Option<ClientTls>,
     log: PathBuf,
     child: Option<Child>,
     starts: usize,
@@ -77,10 +81,30 @@ impl Process {
             environment: Vec::new(),
             group: None,
             flags: vec![binary.display().to_string()],
+            tls: None,
             log: folder.join(format!("{name}.log")),
             child: None,
             starts: 0,
         }
+    }
+
+    /// TLS for clients and peers, both of whom must show a certificate.
+    pub fn secure(&mut self, certificates: &Certificates) {
+        self.tls = Some(certificates.client(true));
+        for url in [&mut self.client, &mut self.peer] {
+            *url = url.replace("http://", "https://");
+        }
+        let file = |flag: &str, name: &str| format!("--{flag}={}", certificates.path(name).display());
+        self.flags.extend([
+            file("cert-file", "server.pem"),
+            file("key-file", "server-key.pem"),
+            file("trusted-ca-file", "ca.pem"),
+            "--client-cert-auth".to_owned(),
+            file("peer-cert-file", "server.pem"),
+            file("peer-key-file", "server-key.pem"),
+            file("peer-trusted-ca-file", "ca.pem"),
+            "--peer-client-cert-auth".to_owned(),
+        ]);
     }
 
     /// How often it was started.
@@ -94,6 +118,7 @@ impl Process {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).expect("a log file");
         let mut command = Command::new(&self.flags[0]);
         command
+            .args(&self.flags[1..])
             .args(["--name", &self.name])
             .arg(format!("--data-dir={}", self.data_dir.display()))
             .arg(format!("--listen-client-urls={}", self.client))
@@ -164,7 +189,7 @@ impl Process {
 
     /// A client of this member alone.
     pub async fn connect(&self) -> Remote {
-        Remote::connect(std::slice::from_ref(&self.client), None).await.expect("a good URL")
+        Remote::connect(std::slice::from_ref(&self.client), self.tls.clone()).await.expect("a good URL")
     }
 }
 
@@ -185,8 +210,24 @@ pub struct Cluster {
 impl Cluster {
     /// Starts `size` members and waits until all serve.
     pub async fn start(binary: &Path, size: usize, more: &[&str]) -> Cluster {
+        Cluster::start_with(binary, size, more, None).await
+    }
+
+    /// Likewise, with TLS where there are certificates.
+    pub async fn start_with(
+        binary: &Path,
+        size: usize,
+        more: &[&str],
+        tls: Option<&Certificates>,
+    ) -> Cluster {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let members = (1..=size).map(|i| Process::new(binary, folder.path(), &format!("m{i}"))).collect();
+        let mut members: Vec<Process> =
+            (1..=size).map(|i| Process::new(binary, folder.path(), &format!("m{i}"))).collect();
+        for member in &mut members {
+            if let Some(certificates) = tls {
+                member.secure(certificates);
+            }
+        }
         let mut cluster = Cluster { folder, members };
         let initial = cluster.initial();
         for member in &mut cluster.members {

@@ -216,6 +216,49 @@ async fn a_disk_that_refuses_stops_the_member_and_loses_nothing() {
     }
 }
 
+/// Found by an hour of faults: between a commit that failed and the end of the process, reads told the revision that was
+/// computed and showed the value from before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_beside_a_failing_commit_shows_what_belongs_to_its_revision() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut alone = Alone::start(folder.path()).await;
+    let client = alone.member.connect().await;
+    client.put(put("k", "0")).await.expect("written");
+    let readers: Vec<_> = [true, false, true, false]
+        .map(|serializable| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let mut answers = 0;
+                // Only one key is ever written, so its last revision is the store's. The end of the process ends this.
+                while let Ok(Ok(read)) = tokio::time::timeout(
+                    Duration::from_secs(5),
+                    client.range(pb::RangeRequest { serializable, ..get("k") }),
+                )
+                .await
+                {
+                    let revision = read.header.map_or(0, |header| header.revision);
+                    assert_eq!(read.kvs[0].mod_revision, revision, "serializable: {serializable}");
+                    answers += 1;
+                }
+                answers
+            })
+        })
+        .into();
+    for _ in 0..20 {
+        client.put(put("k", "v")).await.expect("written");
+    }
+    alone.arm("beforeCommit", "return(\"EIO\")").await;
+    let started = Instant::now();
+    while alone.member.ended().is_none() {
+        // Its outcome is unknown.
+        let _ = tokio::time::timeout(Duration::from_secs(1), client.put(put("k", "lost"))).await;
+        assert!(started.elapsed() < DEADLINE, "the member goes on after a failed commit");
+    }
+    for reader in readers {
+        assert!(reader.await.expect("every read is of one moment") > 0);
+    }
+}
+
 /// Hash of the whole history that a member holds at its own newest revision.
 async fn hash(endpoint: &str) -> Option<(i64, u32)> {
     let mut client = MaintenanceClient::connect(endpoint.to_owned()).await.ok()?;
