@@ -19,6 +19,7 @@ pub mod stage;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use futures::StreamExt;
 use serde_json::Value;
 
 pub use stage::Stage;
@@ -98,7 +99,10 @@ pub enum Wire {
     Gateway,
 }
 
-/// Replays the cases of a file that `choose` takes, one after the other, on members of `binary` started with the case's
+/// Cases that are replayed at a time: each has a member of its own, and mostly waits for what must not come.
+const AT_ONCE: usize = 3;
+
+/// Replays the cases of a file that `choose` takes, a few at a time, on members of `binary` started with the case's
 /// flags and `more`.
 ///
 /// # Panics
@@ -128,9 +132,13 @@ pub async fn replay_at(
     let Some(folder) = corpus() else { return };
     let mut differences = Vec::new();
     let (mut ran, mut steps) = (0, 0);
-    for case in cases(&folder.join(file)).iter().filter(|case| choose(case)) {
+    let cases = cases(&folder.join(file));
+    let runs = cases.iter().filter(|case| choose(case)).map(|case| async move {
         let mut stage = Stage::new(wire, binary, case, more).await;
-        let found = stage.run(case).await;
+        (case, stage.run(case).await)
+    });
+    let mut runs = futures::stream::iter(runs).buffered(AT_ONCE);
+    while let Some((case, found)) = runs.next().await {
         (ran, steps) = (ran + 1, steps + case.steps.len());
         let of_case = known.iter().filter(|known| known.case == case.id);
         let listed: Vec<(usize, bool)> =
