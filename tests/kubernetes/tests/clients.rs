@@ -1,5 +1,5 @@
-//! Stock clients against a control plane without containers: kubectl through every verb on every push, those of other
-//! languages with KEELSON_NIGHTLY=1.
+//! Stock clients against a control plane without containers: kubectl through every verb on every push (but for the script
+//! that describes), that script and clients in other languages with KEELSON_NIGHTLY=1.
 //!
 //! The tour's scripts stand in testdata/tour; see `script` for how they read. KEELSON_TOUR=06 plays those that begin so,
 //! KEELSON_TOUR_KUBECONFIG names another cluster to play them against, KEELSON_REWRITE=1 takes its answers as expected.
